@@ -1,0 +1,59 @@
+"""Open, read and write `.mla` files with xarray and Dask.
+
+Importing this package registers the accessor ``DataArray.mla``; everything else is imported when
+it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import mlarray_xr.accessor  # noqa: F401 - registers DataArray.mla
+
+if TYPE_CHECKING:
+    from mlarray_xr.array import MlaArray
+    from mlarray_xr.foreign.conversion import convert
+    from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.planning.layout import Layout, plan_layout
+    from mlarray_xr.read import open_mla
+    from mlarray_xr.write import WriteReport, to_mla
+
+__all__ = [
+    "Layout",
+    "Metadata",
+    "MlaArray",
+    "WriteReport",
+    "convert",
+    "open_mla",
+    "plan_layout",
+    "to_mla",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Layout": "mlarray_xr.planning.layout",
+    "Metadata": "mlarray_xr.format.metadata",
+    "MlaArray": "mlarray_xr.array",
+    "WriteReport": "mlarray_xr.write",
+    "convert": "mlarray_xr.foreign.conversion",
+    "open_mla": "mlarray_xr.read",
+    "plan_layout": "mlarray_xr.planning.layout",
+    "to_mla": "mlarray_xr.write",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOMES:
+        msg = f"module 'mlarray_xr' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,199 @@
+"""``DataArray.mla``: the spatial side of an array, whatever was done to it since it was opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import xarray as xr
+
+from mlarray_xr.attributes import read_metadata
+from mlarray_xr.placement import geometry_of
+from mlarray_xr.planning.codec import DEFAULT_CODEC
+from mlarray_xr.planning.layout import Layout
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.geometry import Geometry
+    from mlarray_xr.planning.codec import Codec
+    from mlarray_xr.write import Sizes, WriteReport
+
+__all__ = ["MlaAccessor"]
+
+
+@xr.register_dataarray_accessor("mla")
+class MlaAccessor:
+    """Geometry, metadata and writing of a DataArray, as ``array.mla``.
+
+    The geometry is that of the array in hand: it follows slices, strides, flips, transposes and
+    integer selections, is computed when asked for, and cannot go stale. Columns of the affine are
+    the array's spatial dimensions in its own order, then those that an integer selection removed;
+    rows are the world axes of the file.
+
+    Parameters
+    ----------
+    array
+        Any DataArray. Arrays without our attributes take their geometry from floating
+        coordinates x, y and z.
+
+    Examples
+    --------
+    >>> volume = xr.DataArray(
+    ...     np.zeros((4, 8, 8), "int16"),
+    ...     dims=("z", "y", "x"),
+    ...     coords={"z": 10 + 3.0 * np.arange(4), "y": 0.5 * np.arange(8), "x": 0.5 * np.arange(8)},
+    ... )
+    >>> volume.mla.spacing
+    {'z': 3.0, 'y': 0.5, 'x': 0.5}
+    >>> volume[::2, ::-1].mla.origin
+    (10.0, 3.5, 0.0)
+    """
+
+    def __init__(self, array: xr.DataArray) -> None:
+        self._array = array
+
+    @property
+    def geometry(self) -> Geometry:
+        """Affine, units and coordinate system of the array as it is now."""
+        return geometry_of(self._array)
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Array index to world position, (s + 1) x (s + 1) float64; a new array every time."""
+        return np.array(self.geometry.affine)
+
+    @property
+    def spacing(self) -> dict[str, float]:
+        """Distance between neighbours along each spatial dimension."""
+        geometry = self.geometry
+        return dict(zip(geometry.dims, geometry.spacing, strict=True))
+
+    @property
+    def origin(self) -> tuple[float, ...]:
+        """World position of the first voxel."""
+        return self.geometry.origin
+
+    @property
+    def direction(self) -> NDArray[np.float64]:
+        """Unit vectors of the spatial dimensions as columns."""
+        return self.geometry.direction
+
+    @property
+    def coord_system(self) -> str | None:
+        """Name of the world axes as the file states it, None where it does not."""
+        return self.geometry.coord_system
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """Metadata of the file that the array came from, as stored; None for other arrays."""
+        described = read_metadata(self._array.attrs)
+        return None if described is None else described[0]
+
+    @property
+    def layout(self) -> Layout | None:
+        """Chunks and blocks of the file that the array came from, None for other arrays."""
+        encoding = self._array.encoding
+        if "chunks" not in encoding or "blocks" not in encoding:
+            return None
+        return Layout(chunks=tuple(encoding["chunks"]), blocks=tuple(encoding["blocks"]))
+
+    def affine_in(self, coord_system: Literal["RAS", "LPS"]) -> NDArray[np.float64]:
+        """Return the affine with world axes of another system.
+
+        Raises
+        ------
+        GeometryError
+            When the array is not 3-D or does not say whether it is RAS or LPS.
+        """
+        return np.array(self.geometry.in_system(coord_system).affine)
+
+    def index_to_world(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map indices into this array to world positions.
+
+        Parameters
+        ----------
+        points
+            (..., s) or fewer columns: trailing dimensions, those removed by an integer selection
+            among them, count as index 0.
+
+        Returns
+        -------
+        numpy.ndarray
+            (..., s) float64.
+        """
+        indices, geometry = np.asarray(points, dtype=np.float64), self.geometry
+        missing = [(0, 0)] * (indices.ndim - 1) + [(0, len(geometry.dims) - indices.shape[-1])]
+        return geometry.index_to_world(np.pad(indices, missing))
+
+    def world_to_index(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Map world positions (..., s) to fractional indices (..., s) into this array.
+
+        The columns of removed dimensions tell how far, in voxels, a position is off the plane.
+
+        Raises
+        ------
+        GeometryError
+            When spacing and direction are degenerate.
+        """
+        return self.geometry.world_to_index(points)
+
+    def sel_world(self, points: ArrayLike, *, dim: str = "points") -> xr.DataArray:
+        """Select the voxels nearest to world positions, in one vectorised read.
+
+        Parameters
+        ----------
+        points
+            (n, s) world positions.
+        dim
+            Name of the new dimension.
+
+        Raises
+        ------
+        KeyError
+            When a position is outside the array.
+        """
+        geometry = self.geometry
+        nearest = np.rint(geometry.world_to_index(points)).astype(np.int64)
+        sizes = [self._array.sizes.get(name, 1) for name in geometry.dims]
+        outside = ((nearest < 0) | (nearest >= sizes)).any(axis=1)
+        if outside.any():
+            first = int(outside.argmax())
+            raise KeyError(
+                f"{int(outside.sum())} of {len(nearest)} positions are outside the array, the "
+                f"first is number {first}: {np.asarray(points)[first].tolist()}. Leave them out"
+            )
+        return self._array.isel(
+            {
+                name: xr.DataArray(nearest[:, axis], dims=dim)
+                for axis, name in enumerate(geometry.dims)
+                if name in self._array.dims
+            }
+        )
+
+    def to_mla(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        patch: Sizes | Literal["default"] = "default",
+        chunks: Sizes = None,
+        blocks: Sizes = None,
+        codec: str | Codec = DEFAULT_CODEC,
+        mode: Literal["w-", "w"] = "w-",
+    ) -> WriteReport:
+        """Write the array to one `.mla` file; see `mlarray_xr.to_mla`."""
+        # At its use: writing needs Blosc2 and Dask, and this module is imported with the package.
+        from mlarray_xr.write import to_mla
+
+        return to_mla(
+            self._array,
+            path,
+            patch=patch,
+            chunks=chunks,
+            blocks=blocks,
+            codec=codec,
+            mode=mode,
+        )

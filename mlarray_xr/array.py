@@ -1,0 +1,365 @@
+"""MlaArray: a lazy, picklable, NumPy-like view of the array in one file."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import partial
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+
+import numpy as np
+
+from mlarray_xr.errors import SourceChanged
+from mlarray_xr.planning.grid import box_shape, check_box, is_empty
+from mlarray_xr.planning.layout import Layout
+from mlarray_xr.planning.selection import PointSelection, plan_selection
+from mlarray_xr.storage.frame_file import open_frame
+from mlarray_xr.storage.gather import allocate, gather_outer, gather_points
+from mlarray_xr.storage.handles import close_reader, reader_of
+from mlarray_xr.storage.libblosc2 import native_library
+from mlarray_xr.storage.source import BytesSource, LocalSource, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from mlarray_xr.format.frame import FrameHeader
+    from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.planning.grid import Box
+    from mlarray_xr.planning.selection import OuterSelection
+    from mlarray_xr.storage.mapped import MappedReader
+
+__all__ = ["MlaArray"]
+
+
+class MlaArray:
+    """The array in one `.mla` file: an address that reads what is asked for, when it is asked.
+
+    Opening reads and checks the header and the metadata, no voxel. The object holds no open file:
+    it pickles in less than 2 kB, works in threads and in forked or spawned processes, and every
+    process keeps its own bounded cache of mapped files. A file that is replaced or truncated
+    raises `SourceChanged` instead of mixing old and new.
+
+    Parameters
+    ----------
+    path
+        A local path, a file's bytes, or a binary file object (which is read whole). `.mla` files
+        of every release, `.mb2nd` files and plain Blosc2 arrays named `.b2nd` are accepted.
+    threads
+        Threads per read. None shares the CPUs with other reads under way and leaves small boxes
+        to one thread; 1 never starts a thread.
+
+    Raises
+    ------
+    FileNotFoundError
+        When no file is there.
+    FormatError
+        When the file is damaged, hostile or not an `.mla` file.
+    SourceError
+        When the path is a directory or a URL.
+
+    Examples
+    --------
+    >>> import numpy as np, mlarray_xr
+    >>> voxels = np.arange(24, dtype="int16").reshape(2, 3, 4)
+    >>> _ = mlarray_xr.to_mla(voxels, "example.mla")
+    >>> array = mlarray_xr.MlaArray("example.mla")
+    >>> array.shape, array.dtype
+    ((2, 3, 4), dtype('int16'))
+    >>> array[1, ::-1, 2]
+    array([22, 18, 14], dtype=int16)
+    """
+
+    __slots__ = ("_header", "_metadata", "_reader", "_source", "threads")
+
+    threads: int | None
+    """Threads per read, see the class."""
+
+    def __init__(self, path: object, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            msg = f"threads={threads}: at least 1 is needed, or None to share the CPUs"
+            raise ValueError(msg)
+        source = source_of(path)
+        opened = open_frame(source)
+        self._set(source, opened.header, opened.metadata, threads)
+
+    def _set(
+        self,
+        source: LocalSource | BytesSource,
+        header: FrameHeader,
+        metadata: Metadata | None,
+        threads: int | None,
+    ) -> None:
+        """Fill the slots."""
+        self._source, self._header, self._metadata = source, header, metadata
+        self.threads = threads
+        self._reader: MappedReader | None = None
+
+    def __getstate__(self) -> tuple[LocalSource | BytesSource, FrameHeader, int | None]:
+        """Return the address; what is open stays in this process."""
+        return self._source, self._header, self.threads
+
+    def __setstate__(
+        self, state: tuple[LocalSource | BytesSource, FrameHeader, int | None]
+    ) -> None:
+        """Restore the address; nothing is opened before the first read."""
+        source, header, threads = state
+        self._set(source, header, None, threads)
+
+    @property
+    def path(self) -> str | None:
+        """Absolute path of the file, None when it is in memory."""
+        return self._source.path if isinstance(self._source, LocalSource) else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents, array order."""
+        return self._header.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements, byte order as stored."""
+        return self._header.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self._header.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self._header.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded array."""
+        return self.size * self._header.typesize
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Extents of a Blosc2 chunk, array order; may exceed the shape."""
+        return self._header.chunks
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Extents of a Blosc2 block, array order."""
+        return self._header.blocks
+
+    @property
+    def layout(self) -> Layout:
+        """Chunks and blocks of the file."""
+        return Layout(chunks=self.chunks, blocks=self.blocks)
+
+    @property
+    def metadata(self) -> Metadata:
+        """The imaging metadata, decoded when the file is opened (again after unpickling)."""
+        if self._metadata is None:
+            self._metadata = open_frame(self._source).metadata
+        return self._metadata
+
+    def info(self) -> dict[str, Any]:
+        """Describe file, layout and codec without reading a voxel or any free-form metadata.
+
+        Returns
+        -------
+        dict
+            Plain values, fit for JSON. Sizes are bytes; ``ratio`` is decoded over stored bytes;
+            ``reader`` says which decoder this process uses, ``"native"`` or ``"portable"``.
+
+        Examples
+        --------
+        >>> import numpy as np, mlarray_xr
+        >>> _ = mlarray_xr.to_mla(np.zeros((4, 5), "uint8"), "zeros.mla")
+        >>> info = mlarray_xr.MlaArray("zeros.mla").info()
+        >>> info["shape"], info["dtype"], info["n_chunks"]
+        ([4, 5], 'uint8', 1)
+        """
+        header = self._header
+        return {
+            "path": self.path,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "nbytes": self.nbytes,
+            "file_bytes": header.frame_len,
+            "ratio": round(self.nbytes / header.frame_len, 3),
+            "chunks": list(self.chunks),
+            "blocks": list(self.blocks),
+            "n_chunks": header.n_chunks,
+            "chunk_bytes": header.chunksize,
+            "block_bytes": header.blocksize,
+            "codec": _CODEC_NAMES.get(header.codec, f"codec {header.codec}"),
+            "level": header.level,
+            "filters": [_FILTER_NAMES.get(f, f"filter {f}") for f in header.filters if f],
+            "frame_version": header.version,
+            "reader": "native" if native_library() is not None else "portable",
+        }
+
+    def read(
+        self,
+        box: Sequence[tuple[SupportsIndex, SupportsIndex]],
+        *,
+        out: NDArray[Any] | None = None,
+        threads: int | None = None,
+    ) -> NDArray[Any]:
+        """Read a box, into the caller's buffer when one is given.
+
+        The GIL is released while decoding, and `out` is filled in place, so loader threads can
+        read side by side into buffers they reuse.
+
+        Parameters
+        ----------
+        box
+            One (start, stop) pair per axis, array order, inside the array: boxes are not clipped.
+        out
+            C-contiguous buffer of the box's shape and the array's dtype.
+        threads
+            Overrides the array's `threads` for this read.
+
+        Returns
+        -------
+        numpy.ndarray
+            `out`, or a new array of the box's shape.
+
+        Raises
+        ------
+        IndexError
+            When the box reaches outside the array.
+        ValueError
+            When `out` has another shape or dtype, or is not contiguous or not writable.
+        SourceChanged
+            When the file changed since it was opened.
+        ChunkError
+            When a chunk of the box is damaged; other boxes can still be read.
+
+        Examples
+        --------
+        >>> import numpy as np, mlarray_xr
+        >>> _ = mlarray_xr.to_mla(np.arange(30).reshape(5, 6), "box.mla")
+        >>> mlarray_xr.MlaArray("box.mla").read(((1, 3), (0, 2)))
+        array([[ 6,  7],
+               [12, 13]])
+        """
+        checked = check_box(box, self.shape)
+        if out is None:
+            out = allocate(box_shape(checked), self.dtype)
+        else:
+            self._check_out(out, checked)
+        self._fill(checked, out, threads=self.threads if threads is None else threads)
+        return out
+
+    def __getitem__(self, key: Any) -> Any:
+        """Index as NumPy does; new axes are refused. Returns an array or a NumPy scalar."""
+        values = self.select(plan_selection(key, self.shape))
+        return values if values.shape or not _is_scalar(key) else values[()]
+
+    def select(self, selection: OuterSelection | PointSelection) -> NDArray[Any]:
+        """Read a planned selection: the one door through which every kind of indexing goes.
+
+        Parameters
+        ----------
+        selection
+            From `mlarray_xr.planning.selection`, made for this array's shape.
+
+        Returns
+        -------
+        numpy.ndarray
+            The selected elements, in the selection's shape.
+        """
+        fill = partial(self._fill, threads=self.threads)
+        if isinstance(selection, PointSelection):
+            return gather_points(selection, self._header, fill)
+        return gather_outer(selection, self._header, fill)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read everything into a new NumPy array."""
+        if copy is False:
+            msg = "copy=False: a compressed array is always copied. To fix: leave copy out"
+            raise ValueError(msg)
+        values = self.read(tuple((0, n) for n in self.shape))
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        """Return the extent of the first axis."""
+        if not self.shape:
+            msg = "len() of an array without axes"
+            raise TypeError(msg)
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        """Describe address, shape and layout; nothing from the metadata."""
+        where = os.path.basename(self.path) if self.path else self._source.name
+        return (
+            f"<MlaArray {where!r} shape={self.shape} dtype={self.dtype} "
+            f"chunks={self.chunks} blocks={self.blocks}>"
+        )
+
+    def __dask_tokenize__(self) -> tuple[str | int, ...]:
+        """Return an identity that is the same in every process and changes when the file does."""
+        return ("mlarray_xr.MlaArray", *self._source.token)
+
+    def __enter__(self) -> Self:
+        """Return the array."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Release this process's map of the file; a later read maps it again."""
+        self._reader = None
+        close_reader(self._source)
+
+    def _fill(self, box: Box, out: NDArray[Any], *, threads: int | None) -> None:
+        """Fill a checked buffer with a checked box."""
+        if is_empty(box):
+            return
+        reader = reader_of(self._source)
+        if isinstance(self._source, BytesSource):
+            self._reader = reader  # readers of memory live as long as somebody holds them
+        try:
+            reader.read(box, out, threads=threads)
+        except SourceChanged:
+            self.close()
+            raise
+
+    def _check_out(self, out: NDArray[Any], box: Box) -> None:
+        """Refuse buffers that the decoder cannot fill in place."""
+        wanted = box_shape(box)
+        if out.shape != wanted or out.dtype != self.dtype:
+            msg = (
+                f"out of shape {out.shape} and type {out.dtype} given for a box of shape {wanted} "
+                f"and type {self.dtype}. To fix: np.empty({wanted}, {self.dtype.str!r})"
+            )
+            raise ValueError(msg)
+        if not out.flags.c_contiguous or not out.flags.writeable:
+            msg = "out must be C-contiguous and writable. To fix: read into np.empty and copy"
+            raise ValueError(msg)
+
+
+def _is_scalar(key: Any) -> bool:
+    """Tell whether a key of one element means a NumPy scalar: no index array and no ellipsis."""
+    entries = key if isinstance(key, tuple) else (key,)
+    return not any(isinstance(entry, np.ndarray | list | EllipsisType) for entry in entries)
+
+
+_CODEC_NAMES = {0: "blosclz", 1: "lz4", 2: "lz4hc", 4: "zlib", 5: "zstd"}
+_FILTER_NAMES = {
+    1: "shuffle",
+    2: "bitshuffle",
+    3: "delta",
+    4: "trunc_prec",
+    32: "ndcell",
+    33: "ndmean",
+    35: "bytedelta",
+    36: "int_trunc",
+}

@@ -1,0 +1,152 @@
+"""The door to Dask: `.mla` files as Dask arrays, and Dask arrays encoded on their workers."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mlarray_xr.array import MlaArray
+from mlarray_xr.planning.grid import part_boxes, plan_part
+from mlarray_xr.storage.encode import encode_part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import dask.array as da
+
+    from mlarray_xr.storage.encode import EncodedChunk, FramePlan
+
+__all__ = ["from_mla"]
+
+
+def from_mla(
+    path: object,
+    chunks: str | int | tuple[Any, ...] | Mapping[int, Any] = "auto",
+    *,
+    inline_array: bool = True,
+) -> da.Array:
+    """Open a file as a lazy Dask array, one task per part, without xarray.
+
+    Nothing but the header is read. Every task reads its part through this process's cache of
+    mapped files and releases the GIL, so Dask's threads decode in parallel; what travels to
+    workers is the address, less than 2 kB.
+
+    Parameters
+    ----------
+    path
+        Anything `MlaArray` accepts, or an `MlaArray`.
+    chunks
+        ``"auto"``: parts of whole file chunks near Dask's ``array.chunk-size`` (128 MiB unless
+        configured), smaller for small arrays. ``"file"``: one file chunk per part. Anything else
+        goes to Dask as it is: extents, tuples of extents, a mapping from axis, -1 for one part.
+    inline_array
+        Whether tasks hold the address themselves instead of depending on one root task.
+
+    Returns
+    -------
+    dask.array.Array
+        Of the file's shape and dtype. Its name is the same in every process and changes when the
+        file does.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError, SourceError
+        As `MlaArray`.
+
+    Examples
+    --------
+    >>> import numpy as np, mlarray_xr
+    >>> from mlarray_xr.dask import from_mla
+    >>> _ = mlarray_xr.to_mla(np.arange(24).reshape(4, 6), "lazy.mla", chunks=(2, 3))
+    >>> int(from_mla("lazy.mla", chunks="file").sum().compute())
+    276
+    """
+    import dask.array as da
+    import numpy as np
+
+    array = path if isinstance(path, MlaArray) else MlaArray(path)
+    wanted: Any = chunks
+    if isinstance(chunks, str) and chunks in ("auto", "file"):
+        # No part is smaller than one file chunk, so a target of nothing is one chunk per part.
+        target = array_chunk_bytes() if chunks == "auto" else 0
+        wanted = plan_part(
+            array.shape, array.chunks, itemsize=array.dtype.itemsize, target_bytes=target
+        )
+    lazy: da.Array = da.from_array(
+        array,
+        chunks=wanted,
+        asarray=True,
+        lock=False,
+        inline_array=inline_array,
+        meta=np.empty((0,) * array.ndim, array.dtype),
+    )
+    return lazy
+
+
+def array_chunk_bytes() -> int | None:
+    """Return Dask's ``array.chunk-size`` in bytes, None as long as Dask has not been imported.
+
+    Opening a file without ``chunks=`` must not import Dask; the default is the same 128 MiB.
+    """
+    if "dask.config" not in sys.modules:
+        return None
+    from dask.config import get
+    from dask.utils import parse_bytes
+
+    return int(parse_bytes(get("array.chunk-size", "128MiB")))
+
+
+def encoded_parts(
+    array: da.Array, *, plan: FramePlan, part: tuple[int, ...]
+) -> Iterator[list[EncodedChunk]]:
+    """Encode a Dask array on its workers; iterate over the encoded chunks, part by part in order.
+
+    One graph, so no source is read twice. Voxels never leave the workers, only compressed chunks
+    do: with a distributed client they are fetched part by part, with Dask's local schedulers all
+    of them are in memory at the end.
+
+    Parameters
+    ----------
+    array
+        Of the plan's shape; rechunked to parts.
+    plan
+        What to encode to.
+    part
+        Extents of a part: whole file chunks.
+    """
+    import dask.config
+    from dask.base import compute
+    from dask.delayed import delayed
+
+    if array.size == 0:
+        return
+    # P2P rechunking is cancelled when its result is wrapped in Delayed (distributed 2026.8).
+    with dask.config.set({"array.rechunk.method": "tasks"}):
+        blocks = array.rechunk(part).to_delayed().ravel().tolist()
+    encode = delayed(encode_part, pure=False)
+    tasks = [
+        encode(block, box, plan)
+        for block, box in zip(blocks, part_boxes(plan.shape, part), strict=True)
+    ]
+    client = scheduler_client()
+    if client is None:
+        yield from compute(*tasks)
+        return
+    futures = client.compute(tasks)
+    for position, future in enumerate(futures):
+        yield future.result()
+        futures[position] = None  # lets the workers forget what has been fetched
+
+
+def scheduler_client() -> Any:
+    """Return the distributed client a compute here would use, None for a local scheduler."""
+    import dask.base
+
+    owner = getattr(dask.base.get_scheduler(), "__self__", None)
+    return owner if type(owner).__module__.split(".")[0] == "distributed" else None
+
+
+def is_dask(obj: object) -> bool:
+    """Tell whether an object is a Dask array, without importing Dask."""
+    module = sys.modules.get("dask.array")
+    return module is not None and isinstance(obj, module.Array)

@@ -1,0 +1,1 @@
+"""Looking at volumes: pictures made from a bounded number of chunks."""

@@ -1,0 +1,1 @@
+"""Foreign formats to `.mla` and back, one module per format."""

@@ -1,0 +1,235 @@
+"""Blosc2 chunks as bytes: their headers, the table of their offsets, and what makes them safe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlarray_xr.errors import ChunkError, FormatError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mlarray_xr.format.frame import FrameHeader
+
+__all__ = [
+    "CHUNK_HEADER_BYTES",
+    "ChunkHeader",
+    "check_chunks",
+    "check_index",
+    "check_index_header",
+    "parse_chunk_header",
+]
+
+CHUNK_HEADER_BYTES = 32
+_MAX_CHUNK_VERSION = 5
+_EXTENDED = 0x05
+_RAW = 0x02
+_SPECIAL_REPEAT = 3
+_CODEC_FORMATS = (0, 1, 3, 4, 6)
+_FILTERS = (0, 1, 2, 3, 4, 32, 33, 35, 36)
+_DELTA = 3
+_SPECIAL_TOP_BYTES = (0x81, 0x82, 0x84)
+# The table itself: 2^26 chunks of 1 MiB are 64 TiB of voxels. A larger claim is a memory bomb.
+_MAX_INDEX_BYTES = 1 << 29
+_GATHER_BLOCKS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkHeader:
+    """The first 32 bytes of a chunk, as far as reading needs them."""
+
+    typesize: int
+    """Bytes of one element, 1 when it is more than 255."""
+    nbytes: int
+    """Uncompressed bytes."""
+    cbytes: int
+    """Stored bytes, this header included."""
+    is_raw: bool
+    """Whether the uncompressed bytes follow the header as they are."""
+    special: int
+    """0 normal, 1 zeros, 2 NaN, 3 repeated value, 4 uninitialised."""
+
+
+def parse_chunk_header(chunk: bytes, *, max_nbytes: int, name: str) -> ChunkHeader:
+    """Parse the header of a chunk that is given whole, bounding what decoding it may allocate.
+
+    Raises
+    ------
+    FormatError
+        When it is no chunk, claims another length than it has, or decodes to more than
+        `max_nbytes` bytes.
+    """
+    if len(chunk) < CHUNK_HEADER_BYTES:
+        msg = f"{name}: {len(chunk)} bytes are no Blosc2 chunk, its header alone has 32"
+        raise FormatError(msg)
+    nbytes, _, cbytes = (int(n) for n in np.frombuffer(chunk, "<i4", 3, 4))
+    version_ok = chunk[0] <= _MAX_CHUNK_VERSION and chunk[2] & _EXTENDED == _EXTENDED
+    if not version_ok or cbytes != len(chunk):
+        msg = f"{name}: version {chunk[0]}, {cbytes} bytes claimed, {len(chunk)} stored: damaged"
+        raise FormatError(msg)
+    if not 0 < nbytes <= max_nbytes:
+        msg = f"{name}: decodes to {nbytes} bytes, the limit is {max_nbytes}"
+        raise FormatError(msg)
+    special, is_raw = (chunk[31] >> 4) & 7, bool(chunk[2] & _RAW)
+    if is_raw and not special and cbytes != CHUNK_HEADER_BYTES + nbytes:
+        msg = f"{name}: {nbytes} raw bytes do not fit a chunk of {cbytes} bytes: damaged"
+        raise FormatError(msg)
+    return ChunkHeader(
+        typesize=chunk[3], nbytes=nbytes, cbytes=cbytes, is_raw=is_raw, special=special
+    )
+
+
+def check_index_header(head: bytes, header: FrameHeader, *, index_bytes: int, name: str) -> None:
+    """Check the first 32 bytes of the index chunk against the frame it belongs to.
+
+    Parameters
+    ----------
+    head
+        The first 32 bytes of the index chunk.
+    header
+        The frame's header.
+    index_bytes
+        Bytes between the payload and the trailer: exactly the index chunk.
+    name
+        What to call the file in errors.
+
+    Raises
+    ------
+    FormatError
+        When the chunk is not the table that the header promises.
+    """
+    wanted = 8 * header.n_chunks
+    if index_bytes < CHUNK_HEADER_BYTES or len(head) < CHUNK_HEADER_BYTES:
+        msg = f"{name}: {index_bytes} bytes are left for the chunk index, at least 32 are needed"
+        raise FormatError(msg)
+    nbytes, _, cbytes = (int(n) for n in np.frombuffer(head, "<i4", 3, 4))
+    good = head[0] <= _MAX_CHUNK_VERSION and head[3] == 8 and nbytes == wanted
+    if not good or cbytes != index_bytes:
+        msg = (
+            f"{name}: the chunk index holds {nbytes} bytes in {cbytes}, "
+            f"{header.n_chunks} chunks need {wanted} bytes in {index_bytes}: damaged or not N-D"
+        )
+        raise FormatError(msg)
+    if wanted > _MAX_INDEX_BYTES:
+        msg = f"{name}: {header.n_chunks} chunks exceed the limit of {_MAX_INDEX_BYTES // 8}"
+        raise FormatError(msg)
+
+
+def check_index(offsets: NDArray[np.int64], header: FrameHeader, *, name: str) -> None:
+    """Check the decoded chunk table: every entry is a known special code or lies in the payload.
+
+    Raises
+    ------
+    ChunkError
+        Naming the first chunk whose entry is impossible.
+    """
+    special = offsets < 0
+    codes = (offsets.view(np.uint64) >> np.uint64(56)).astype(np.uint8)
+    plain = (offsets & np.int64((1 << 56) - 1)) == 0
+    inside = offsets <= header.payload_len - CHUNK_HEADER_BYTES
+    good = np.where(special, plain & np.isin(codes, _SPECIAL_TOP_BYTES), inside)
+    if not good.all():
+        chunk = int(np.argmin(good))
+        msg = (
+            f"{name}: chunk {chunk} points to byte {int(offsets[chunk])} of a payload of "
+            f"{header.payload_len} bytes: the chunk index is damaged"
+        )
+        raise ChunkError(msg)
+
+
+def check_chunks(
+    payload: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    header: FrameHeader,
+    *,
+    name: str,
+) -> NDArray[np.bool_]:
+    """Check stored chunks before their first decoding, all at once.
+
+    Parameters
+    ----------
+    payload
+        The frame's payload section, starting at the end of the header.
+    numbers
+        Chunk numbers, for errors.
+    offsets
+        Byte offset of each of these chunks in `payload`; none of them special.
+    header
+        The frame's header.
+    name
+        What to call the file in errors.
+
+    Returns
+    -------
+    numpy.ndarray
+        One bool per chunk: True where only decoding it whole gives the right bytes. Blosc2's
+        partial decoding is wrong for the DELTA filter and for dictionaries.
+
+    Raises
+    ------
+    ChunkError
+        Naming the first damaged chunk.
+    """
+    heads = payload[offsets[:, None] + np.arange(CHUNK_HEADER_BYTES)]
+    sizes = heads[:, 4:16].copy().view("<i4")
+    nbytes, blocksize, cbytes = sizes[:, 0], sizes[:, 1], sizes[:, 2]
+    flags, special = heads[:, 2], (heads[:, 31] >> 4) & 7
+    raw = (flags & _RAW) != 0
+    element = header.typesize if header.typesize <= 255 else 1
+    repeat = special == _SPECIAL_REPEAT
+    length_ok = (cbytes >= CHUNK_HEADER_BYTES) & (cbytes <= len(payload) - offsets)
+    length_ok &= ~raw | repeat | (cbytes == CHUNK_HEADER_BYTES + nbytes)
+    length_ok &= ~repeat | (cbytes == CHUNK_HEADER_BYTES + header.typesize)
+    good = (
+        (heads[:, 0] <= _MAX_CHUNK_VERSION)
+        & ((flags & _EXTENDED) == _EXTENDED)
+        & np.isin(flags >> 5, _CODEC_FORMATS)
+        & (heads[:, 3] == element)
+        & (nbytes == header.chunksize)
+        & (blocksize == header.blocksize)
+        & ((special == 0) | repeat)
+        & np.isin(heads[:, 16:22], _FILTERS).all(axis=1)
+        & length_ok
+    )
+    streams = good & ~raw & ~repeat
+    good[streams] = _block_starts_ok(payload, offsets[streams], cbytes[streams], header)
+    if not good.all():
+        bad = int(np.argmin(good))
+        number = int(numbers[bad])
+        where = tuple(int(i) for i in np.unravel_index(number, header.chunk_grid or (1,)))
+        msg = (
+            f"{name}: chunk {number} (grid position {where}) is damaged: it claims "
+            f"{int(nbytes[bad])} bytes in {int(cbytes[bad])} stored, {header.chunksize} are right. "
+            "Other chunks can still be read"
+        )
+        raise ChunkError(msg)
+    return np.asarray((heads[:, 16:22] == _DELTA).any(axis=1) | ((heads[:, 31] & 1) != 0))
+
+
+def _block_starts_ok(
+    payload: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    cbytes: NDArray[np.int32],
+    header: FrameHeader,
+) -> NDArray[np.bool_]:
+    """Tell for each chunk whether all its block streams start inside it."""
+    n_blocks = header.chunksize // header.blocksize
+    first = CHUNK_HEADER_BYTES + 4 * n_blocks
+    result = cbytes >= first
+    fit = np.flatnonzero(result)
+    # One gather for many small tables; large tables are looked at in place, one by one.
+    step = max(1, _GATHER_BLOCKS // n_blocks)
+    for begin in range(0, len(fit), step):
+        rows = fit[begin : begin + step]
+        if len(rows) == 1:
+            at = int(offsets[rows[0]])
+            starts = payload[at + CHUNK_HEADER_BYTES : at + first].view("<i4")[None]
+        else:
+            table = np.arange(CHUNK_HEADER_BYTES, first)
+            starts = payload[offsets[rows, None] + table].view("<i4")
+        result[rows] = ((starts >= first) & (starts <= cbytes[rows, None])).all(axis=1)
+    return result

@@ -1,0 +1,1 @@
+"""Decisions: pure functions that return frozen values and touch no file."""

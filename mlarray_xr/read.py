@@ -1,0 +1,66 @@
+"""open_mla: one file as a labelled array."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from mlarray_xr.backend import MlaBackendEntrypoint
+from mlarray_xr.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["open_mla"]
+
+
+def open_mla(
+    path: Any,
+    *,
+    chunks: int | str | Mapping[Any, Any] | None = None,
+    variable: str | None = None,
+) -> xr.DataArray:
+    """Open a file as a lazy DataArray in world coordinates.
+
+    The same as ``xarray.open_dataset(path, engine="mlarray", chunks=chunks)[name]``, for files of
+    every suffix.
+
+    Parameters
+    ----------
+    path
+        A local path, a file's bytes, or a binary file object.
+    chunks
+        None: lazy without Dask. ``{}``: Dask, parts of whole file chunks sized for a task.
+        ``"auto"``, numbers and mappings as in `xarray.open_dataset`.
+    variable
+        Name of the array instead of ``"image"`` or ``"labels"``.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dimensions in array order, never transposed.
+
+    Raises
+    ------
+    FormatError
+        When the file is damaged or hostile, or holds metadata only.
+
+    Examples
+    --------
+    >>> import numpy as np, mlarray_xr
+    >>> _ = mlarray_xr.to_mla(np.ones((4, 6, 8), "uint8"), "ones.mla")
+    >>> array = mlarray_xr.open_mla("ones.mla")
+    >>> array.dims, int(array.isel(z=0).sum())
+    (('z', 'y', 'x'), 48)
+    """
+    dataset = xr.open_dataset(path, engine=MlaBackendEntrypoint, chunks=chunks, variable=variable)
+    names = list(dataset.data_vars)
+    if not names:
+        msg = (
+            f"{path}: the file holds metadata only, no array. To fix: read MlaArray(path).metadata"
+        )
+        raise FormatError(msg)
+    array = dataset[names[0]]
+    array.set_close(dataset.close)
+    return array

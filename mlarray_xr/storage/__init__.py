@@ -1,0 +1,1 @@
+"""Bytes in motion: where files are mapped, decoded, encoded and published."""

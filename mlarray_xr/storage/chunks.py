@@ -1,0 +1,65 @@
+"""Decoding of single chunks: metadata values, the chunk index, and chunks that need it whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlarray_xr.errors import ChunkError
+from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, parse_chunk_header
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["decode_chunk"]
+
+_REPEATED = 3
+_NAN = 2
+
+
+def decode_chunk(chunk: bytes, *, max_nbytes: int, name: str) -> NDArray[np.uint8]:
+    """Return the uncompressed bytes of a chunk, never more than the limit.
+
+    Chunks stored raw are decoded without python-blosc2, whose import costs a quarter of a second;
+    nearly every metadata entry is stored raw, because it is compressed already.
+
+    Parameters
+    ----------
+    chunk
+        The chunk's bytes, header included, exactly.
+    max_nbytes
+        Largest result accepted, bytes.
+    name
+        What to call the chunk in errors.
+
+    Raises
+    ------
+    FormatError
+        When the header is damaged or claims more than the limit.
+    ChunkError
+        When the content cannot be decoded.
+    """
+    header = parse_chunk_header(chunk, max_nbytes=max_nbytes, name=name)
+    if header.special == _REPEATED:
+        value = np.frombuffer(chunk, np.uint8, offset=CHUNK_HEADER_BYTES)
+        if not len(value) or header.nbytes % len(value):
+            msg = f"{name}: {len(value)} bytes cannot be repeated to fill {header.nbytes}"
+            raise ChunkError(msg)
+        return np.tile(value, header.nbytes // len(value))
+    if header.special == _NAN:
+        msg = f"{name}: a chunk of NaN is no table and no text"
+        raise ChunkError(msg)
+    if header.special:
+        return np.zeros(header.nbytes, np.uint8)
+    if header.is_raw:
+        return np.frombuffer(chunk, np.uint8, offset=CHUNK_HEADER_BYTES)
+    import blosc2
+
+    decoded = np.empty(header.nbytes, np.uint8)
+    try:
+        blosc2.decompress2(chunk, dst=decoded, nthreads=1)
+    except (RuntimeError, ValueError, TypeError) as error:
+        msg = f"{name}: the chunk of {len(chunk)} bytes cannot be decoded: {error}"
+        raise ChunkError(msg) from error
+    return decoded

@@ -1,0 +1,66 @@
+"""The handle cache: the mapped readers of this process, bounded, forgotten after a fork.
+
+One of the package's few pieces of state. Arrays hold addresses only; whatever is open is here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+
+from mlarray_xr.storage.mapped import MappedReader
+from mlarray_xr.storage.source import BytesSource, LocalSource
+
+__all__ = ["MAX_OPEN_FILES", "close_reader", "open_readers", "reader_of"]
+
+MAX_OPEN_FILES = 128
+
+_lock = threading.Lock()
+_open: OrderedDict[LocalSource, MappedReader] = OrderedDict()
+_in_memory: weakref.WeakValueDictionary[str, MappedReader] = weakref.WeakValueDictionary()
+
+
+def reader_of(source: LocalSource | BytesSource) -> MappedReader:
+    """Return this process's reader of a source, opening it when it is not open.
+
+    At most `MAX_OPEN_FILES` files stay open, the least recently used one is dropped first; a read
+    under way keeps its reader. Readers of bytes in memory live as long as somebody holds them.
+    """
+    with _lock:
+        if isinstance(source, BytesSource):
+            reader = _in_memory.get(source.digest)
+            if reader is None:
+                reader = _in_memory[source.digest] = MappedReader(source)
+            return reader
+        reader = _open.get(source)
+        if reader is None:
+            reader = _open[source] = MappedReader(source)
+            while len(_open) > MAX_OPEN_FILES:
+                _open.popitem(last=False)
+        _open.move_to_end(source)
+        return reader
+
+
+def close_reader(source: LocalSource | BytesSource) -> None:
+    """Drop this process's reader of a source; the next read opens it again."""
+    with _lock:
+        if isinstance(source, LocalSource):
+            _open.pop(source, None)
+
+
+def open_readers() -> int:
+    """Return how many files this process holds open."""
+    with _lock:
+        return len(_open)
+
+
+def _forget_after_fork() -> None:
+    """Start afresh in a forked child: inherited handles belong to the parent's threads."""
+    global _lock, _open, _in_memory
+    _lock, _open, _in_memory = threading.Lock(), OrderedDict(), weakref.WeakValueDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,240 @@
+"""MappedReader: fills boxes of a file that is mapped once per process (or held in memory)."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mlarray_xr.errors import ChunkError, SourceChanged
+from mlarray_xr.format.chunk import check_chunks, check_index
+from mlarray_xr.planning.grid import box_shape, chunk_boxes, is_empty, plan_slabs, touched_chunks
+from mlarray_xr.storage.chunks import decode_chunk
+from mlarray_xr.storage.frame_file import read_header
+from mlarray_xr.storage.libblosc2 import NativeHandle, native_library
+from mlarray_xr.storage.portable import PortableHandle
+from mlarray_xr.storage.read_pool import run_shared, sharing
+from mlarray_xr.storage.source import BytesSource, LocalSource
+from mlarray_xr.storage.tiles import untile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mlarray_xr.format.frame import FrameHeader
+    from mlarray_xr.planning.grid import Box
+
+__all__ = ["MappedReader"]
+
+# One patch of 64 cubed (0.5 MiB of int16) gains nothing from a second thread, 128 cubed does.
+_SLAB_BYTES = 1 << 20
+_SLABS_PER_THREAD = 4
+_CHECK_AT_ONCE = 1 << 14
+
+
+class _Handle(Protocol):
+    """An open array of one process, used by one thread at a time."""
+
+    def read_slab(
+        self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[np.generic]
+    ) -> None:
+        """Decode the box from `start` to `stop` into the C-contiguous `out`."""
+
+
+class _ChunkTable:
+    """The decoded chunk index and what is known of each chunk so far."""
+
+    def __init__(self, offsets: NDArray[np.int64], grid: tuple[int, ...]) -> None:
+        self.offsets = offsets
+        self.grid = grid
+        self.is_checked = np.zeros(len(offsets), np.bool_)
+        # The same flags as an N-D array: the box of chunks a read touches is one small slice.
+        self.is_checked_grid = self.is_checked.reshape(grid)
+        self.is_whole_only = np.zeros(len(offsets), np.bool_)
+        self.has_whole_only = False
+
+
+class MappedReader:
+    """Fills boxes of one local file (or of bytes in memory); safe to share among threads.
+
+    The file is mapped once. Every thread that reads takes a light C array over the map from a
+    stack and puts it back, so there are as many as reads ever ran side by side. Reads check the
+    file's identity before and after, check each chunk at its first use, and release the GIL where
+    the C library is available.
+
+    Parameters
+    ----------
+    source
+        What to read; pinned.
+
+    Raises
+    ------
+    SourceChanged
+        When the file is not the one the source was made for.
+    FormatError
+        When the frame is damaged.
+    """
+
+    def __init__(self, source: LocalSource | BytesSource) -> None:
+        self.source = source
+        mapped = _map(source)
+        self.header: FrameHeader = read_header(mapped, name=source.name)
+        self._frame = mapped[: self.header.frame_len]
+        self._payload = self._frame[self.header.header_len : self.header.index_start]
+        self._handles: deque[_Handle] = deque()
+        self._table: _ChunkTable | None = None
+
+    def read(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
+        """Fill `out` with the elements of a box.
+
+        Parameters
+        ----------
+        box
+            Start/stop per axis, inside the array (not checked here).
+        out
+            C-contiguous, of the box's shape and the array's dtype.
+        threads
+            Threads to use, the caller's included; None shares the CPUs with other reads under
+            way and leaves small boxes to one thread.
+
+        Raises
+        ------
+        SourceChanged
+            When the file changed since it was opened.
+        ChunkError
+            When a chunk of the box is damaged.
+        """
+        if is_empty(box):
+            return
+        self.source.check()
+        self._check_chunks(box)
+        if self._chunk_table().has_whole_only:
+            self._read_whole_chunks(box, out)
+        else:
+            self._read_slabs(box, out, threads=threads)
+        self.source.check()
+
+    def _read_slabs(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
+        """Decode a box in slabs shared among threads."""
+        if threads == 1:
+            self._read_slab(box, out)
+            return
+        with sharing() as share:
+            if threads is None:
+                threads = share
+                n_slabs = min(out.nbytes // _SLAB_BYTES, threads * _SLABS_PER_THREAD)
+            else:
+                n_slabs = threads
+            if threads == 1 or n_slabs < 2:
+                self._read_slab(box, out)
+                return
+            flat, position, tasks = out.reshape(-1), 0, []
+            for slab in plan_slabs(
+                box, chunks=self.header.chunks, blocks=self.header.blocks, n_slabs=n_slabs
+            ):
+                size = math.prod(box_shape(slab))
+                tasks.append(partial(self._read_slab, slab, flat[position : position + size]))
+                position += size
+            run_shared(tasks, threads=threads)
+
+    def _read_slab(self, box: Box, out: NDArray[np.generic]) -> None:
+        """Decode a box into a contiguous range with one handle."""
+        handle = self._take_handle()
+        try:
+            start, stop = tuple(zip(*box, strict=True)) or ((), ())
+            handle.read_slab(start, stop, out.reshape(box_shape(box)))
+        finally:
+            self._handles.append(handle)
+
+    def _take_handle(self) -> _Handle:
+        """Return an idle handle, or a new one."""
+        try:
+            return self._handles.pop()
+        except IndexError:
+            kind = NativeHandle if native_library() is not None else PortableHandle
+            return kind(self._frame, ndim=len(self.header.shape), name=self.source.name)
+
+    def _chunk_table(self) -> _ChunkTable:
+        """Return the chunk table, decoded on first use.
+
+        Two threads may both decode it; the results are equal and the second one wins.
+        """
+        if self._table is None:
+            header, name = self.header, f"{self.source.name}: chunk index"
+            trailer_len = int.from_bytes(self._frame[-22:-18].tobytes(), "big")
+            stored = self._frame[header.index_start : header.frame_len - trailer_len].tobytes()
+            decoded = decode_chunk(stored, max_nbytes=8 * header.n_chunks, name=name)
+            if len(decoded) != 8 * header.n_chunks:
+                msg = f"{name}: {len(decoded)} bytes, {header.n_chunks} chunks need 8 each"
+                raise ChunkError(msg)
+            offsets = decoded.view("<i8").astype(np.int64, copy=False)
+            check_index(offsets, header, name=self.source.name)
+            self._table = _ChunkTable(offsets, header.chunk_grid)
+        return self._table
+
+    def _check_chunks(self, box: Box) -> None:
+        """Check the chunks that a box touches, each at its first use."""
+        table, chunks = self._chunk_table(), self.header.chunks
+        touched = tuple(
+            slice(start // c, (stop - 1) // c + 1)
+            for (start, stop), c in zip(box, chunks, strict=True)
+        )
+        if table.is_checked_grid[touched].all():
+            return
+        numbers = touched_chunks(box, chunks=chunks, grid=table.grid)
+        fresh = numbers[~table.is_checked[numbers]]
+        for begin in range(0, len(fresh), _CHECK_AT_ONCE):
+            batch = fresh[begin : begin + _CHECK_AT_ONCE]
+            stored = batch[table.offsets[batch] >= 0]
+            whole = check_chunks(
+                self._payload, stored, table.offsets[stored], self.header, name=self.source.name
+            )
+            table.is_whole_only[stored] = whole
+            table.has_whole_only |= bool(whole.any())
+            table.is_checked[batch] = True
+
+    def _read_whole_chunks(self, box: Box, out: NDArray[np.generic]) -> None:
+        """Decode a box chunk by chunk, each chunk whole: dictionaries and the DELTA filter."""
+        header, table = self.header, self._chunk_table()
+        for position, part in chunk_boxes(box, chunks=header.chunks):
+            number = int(np.ravel_multi_index(position, header.chunk_grid)) if position else 0
+            target = tuple(
+                slice(a - start, b - start) for (a, b), (start, _) in zip(part, box, strict=True)
+            )
+            if not table.is_whole_only[number]:
+                piece = np.empty(box_shape(part), header.dtype)
+                self._read_slab(part, piece)
+                out[target] = piece
+                continue
+            at = int(table.offsets[number])
+            cbytes = int(self._payload[at + 12 : at + 16].view("<i4")[0])
+            name = f"{self.source.name}: chunk {number}"
+            stored = self._payload[at : at + cbytes].tobytes()
+            decoded = decode_chunk(stored, max_nbytes=header.chunksize, name=name)
+            values = untile(decoded.view(header.dtype), chunks=header.chunks, blocks=header.blocks)
+            inside = tuple(
+                slice(a - i * c, b - i * c)
+                for (a, b), i, c in zip(part, position, header.chunks, strict=True)
+            )
+            out[target] = values[inside]
+
+
+def _map(source: LocalSource | BytesSource) -> NDArray[np.uint8]:
+    """Return a source's bytes: the map of a local file, or the bytes themselves."""
+    if isinstance(source, BytesSource):
+        return np.frombuffer(source.data, np.uint8)
+    try:
+        descriptor = os.open(source.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError as error:
+        msg = f"{source.path}: the file is gone since it was opened. Open it again"
+        raise SourceChanged(msg) from error
+    try:
+        source.check_stat(os.fstat(descriptor))
+        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+    return np.frombuffer(mapped, np.uint8)

@@ -1,0 +1,115 @@
+"""The threads that share the work of one large read, and how many of them a read may use.
+
+One of the package's few pieces of state: the pool belongs to the process, is made on first use
+and forgotten in forked children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["available_threads", "run_shared", "sharing"]
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_readers = 0
+_is_forked = False
+
+
+def available_threads() -> int:
+    """Return how many threads one read may use when nothing else reads: one per usable CPU.
+
+    1 in a forked child: forked loader workers are themselves the parallelism.
+    """
+    if _is_forked:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[int]:
+    """Count the caller as reading and tell it how many threads it may use.
+
+    Threads are shared among the reads under way, so that Dask tasks or loader threads that read
+    side by side do not each start a full set of threads.
+    """
+    global _readers
+    with _lock:
+        _readers += 1
+        share = max(1, available_threads() // _readers)
+    try:
+        yield share
+    finally:
+        with _lock:
+            _readers -= 1
+
+
+def run_shared(tasks: Sequence[Callable[[], None]], *, threads: int) -> None:
+    """Run independent tasks, the caller being one of the threads; the first error is raised.
+
+    Parameters
+    ----------
+    tasks
+        Called once each, in order of the list.
+    threads
+        Threads to use, the caller's included.
+    """
+    if threads <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            task()
+        return
+    waiting = iter(tasks)
+    turn = threading.Lock()
+
+    def drain() -> None:
+        while True:
+            with turn:
+                task = next(waiting, None)
+            if task is None:
+                return
+            try:
+                task()
+            except BaseException:
+                with turn:
+                    tuple(waiting)  # nobody starts what is left
+                raise
+
+    helpers = [_shared_pool().submit(drain) for _ in range(min(threads, len(tasks)) - 1)]
+    try:
+        drain()
+    finally:
+        # A helper that never got its turn has nothing left to do.
+        running = [helper for helper in helpers if not helper.cancel()]
+        errors = [error for helper in running if (error := helper.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
+def _shared_pool() -> ThreadPoolExecutor:
+    """Return the process's pool, made on first use."""
+    global _pool
+    with _lock:
+        if _pool is None:
+            # An upper bound: threads are started as reads ask for them.
+            workers = max(32, available_threads())
+            _pool = ThreadPoolExecutor(workers, thread_name_prefix="mlarray-read")
+        return _pool
+
+
+def _forget_after_fork() -> None:
+    """Start afresh in a forked child: its copy of the pool has no threads."""
+    global _lock, _pool, _readers, _is_forked
+    _lock, _pool, _readers, _is_forked = threading.Lock(), None, 0, True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,341 @@
+"""The shape of the package: layers, doors, sizes and names, read from its source.
+
+A failure here is a question about the design, not about the line it names. ``LAYERS`` and ``DOORS``
+are the design; CONTRIBUTING.md shows the same list.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlarray_xr
+import mlarray_xr.errors
+from tests.package_source import (
+    ROOT,
+    code_lines,
+    imports_of,
+    load_modules,
+    own_name,
+    restores_objects,
+)
+
+
+def folder(name: str, modules: str) -> tuple[str, ...]:
+    return tuple(f"{name}.{module}" for module in modules.split())
+
+
+# A module imports only from rows above its own; inside a row any direction without a cycle.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    folder(
+        "format",
+        "limits plain_pickle plain_msgpack metadata entry generations metadata_codec "
+        "cursor frame trailer chunk",
+    ),
+    folder("planning", "grid selection layout codec"),
+    folder(
+        "storage",
+        "source libblosc2 portable chunks tiles read_pool frame_file mapped handles gather "
+        "encode assembly",
+    ),
+    ("array",),
+    ("axes",),
+    ("geometry",),
+    ("attributes", "record", "placement", "coordinates", "dataset"),
+    ("dask",),
+    ("backend", "read", "write", "accessor"),
+    folder("foreign", "nifti conversion"),
+    folder("explore", "phantom preview demo"),
+    ("cli",),
+)
+ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
+FOLDERS = {name.partition(".")[0] for name in ROW if "." in name}
+FROM_DATASET_DOWN = tuple(name for name in ROW if ROW[name] >= ROW["dataset"])
+
+# How the names of the modules start that may import a library; without a row, none may.
+DOORS: dict[str, tuple[str, ...]] = {
+    "numpy": ("",),
+    "msgpack": ("format.plain_msgpack",),
+    "blosc2": ("storage.",),
+    "ctypes": ("storage.libblosc2",),
+    "xarray": FROM_DATASET_DOWN,
+    "pandas": FROM_DATASET_DOWN,
+    "dask": ("dask",),
+    "distributed": ("dask",),
+    "nibabel": ("foreign.nifti",),
+    "PIL": ("explore.preview",),
+}
+# Only here may a function import our own modules: everything else imports them at its top.
+LAZY_DOORS = ("", "cli")
+# Decisions and codecs see values only.
+PURE = ("format", "planning")
+FILE_ACCESS = {
+    "fcntl",
+    "glob",
+    "mmap",
+    "os",
+    "pathlib",
+    "shutil",
+    "socket",
+    "subprocess",
+    "tempfile",
+}
+
+EXPORTS = {
+    "Layout",
+    "Metadata",
+    "MlaArray",
+    "WriteReport",
+    "convert",
+    "open_mla",
+    "plan_layout",
+    "to_mla",
+}
+NEVER_ON_IMPORT = {
+    "PIL",
+    "blosc2",
+    "dask",
+    "distributed",
+    "fsspec",
+    "nibabel",
+    "obstore",
+    "torch",
+    "zarr",
+}
+VAGUE_NAMES = {"api", "base", "common", "core", "helper", "helpers", "lib", "misc", "util", "utils"}
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+MODULES = load_modules()
+IMPORTS = [
+    (module, found, own_name(found.target))
+    for module in MODULES.values()
+    for found in imports_of(module.tree)
+]
+
+
+def test_every_module_has_a_place_in_the_design() -> None:
+    places = {"", *FOLDERS, *ROW}
+    unknown = sorted(MODULES.keys() - places)
+    assert not unknown, f"modules without a row in LAYERS: {unknown}"
+    assert "errors" in MODULES
+
+
+def test_folders_hold_a_docstring_and_nothing_else() -> None:
+    busy = [m.at(1) for m in MODULES.values() if m.is_folder and len(m.tree.body) != 1]
+    assert not busy, "importing one module of a folder would import others"
+
+
+def test_modules_import_only_from_layers_above() -> None:
+    wrong = []
+    for module, found, target in IMPORTS:
+        if target is None or module.name not in ROW:
+            continue
+        if target not in ROW or ROW[target] > ROW[module.name]:
+            wrong.append(f"{module.at(found.line)} imports {found.target}")
+    assert not wrong
+
+
+def test_imports_hold_no_cycle() -> None:
+    waiting: dict[str, set[str]] = {name: set() for name in MODULES if name}
+    for module, _, target in IMPORTS:
+        if target and module.name:
+            waiting[module.name].add(target)
+    while free := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+    assert not waiting, f"these modules import each other: {sorted(waiting)}"
+
+
+def test_own_modules_are_imported_at_the_top_except_at_lazy_doors() -> None:
+    wrong = [
+        f"{module.at(found.line)} imports {found.target} in a function"
+        for module, found, target in IMPORTS
+        if target is not None and found.in_function and module.name not in LAZY_DOORS
+    ]
+    assert not wrong
+
+
+def test_imports_are_absolute_and_name_a_module() -> None:
+    wrong = [m.at(f.line) for m, f, _ in IMPORTS if f.target == "?" and m.name not in LAZY_DOORS]
+    assert not wrong
+
+
+def test_libraries_are_imported_only_at_their_doors() -> None:
+    wrong = []
+    for module, found, target in IMPORTS:
+        library = found.target.partition(".")[0]
+        if target is not None or library == "?":
+            continue
+        if library in sys.stdlib_module_names and library not in DOORS:
+            continue
+        if not module.name.startswith(DOORS.get(library, ("?",))):
+            wrong.append(f"{module.at(found.line)} imports {library}")
+    assert not wrong
+
+
+def test_codecs_and_plans_touch_no_file() -> None:
+    pure = [module for module in MODULES.values() if module.name.startswith(PURE)]
+    wrong = [
+        f"{module.at(found.line)} imports {found.target}"
+        for module, found, _ in IMPORTS
+        if module in pure and found.target.partition(".")[0] in FILE_ACCESS
+    ]
+    for module in pure:
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.Call(func=ast.Name(id="open") | ast.Attribute(attr="open")):
+                    wrong.append(f"{module.at(node.lineno)} opens a file")
+    assert pure
+    assert not wrong
+
+
+def test_modules_fit_on_a_few_screens() -> None:
+    lengths = {m.at(1): len(m.source.splitlines()) for m in MODULES.values()}
+    assert not {place: n for place, n in lengths.items() if n > MAX_MODULE_LINES}
+
+
+def test_functions_fit_on_one_screen() -> None:
+    lengths = {
+        f"{module.at(node.lineno)} {node.name}": code_lines(node)
+        for module in MODULES.values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {place: n for place, n in lengths.items() if n > MAX_FUNCTION_LINES}
+
+
+def test_modules_are_named_after_what_they_hold() -> None:
+    vague = [m.at(1) for m in MODULES.values() if VAGUE_NAMES & set(m.name.split("."))]
+    assert not vague
+
+
+def test_nothing_restores_objects_from_data() -> None:
+    wrong = [m.at(line) for m in MODULES.values() for line in restores_objects(m.tree)]
+    assert not wrong
+
+
+def test_nothing_is_left_for_later() -> None:
+    marks = ("TO" + "DO", "FIX" + "ME")
+    files = [
+        path
+        for folder in ("mlarray_xr", "tests", "docs", "examples", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".md", ".py"}
+    ]
+    assert Path(__file__) in files
+    assert not [p for p in files if any(mark in p.read_text(encoding="utf-8") for mark in marks)]
+
+
+def test_exports_are_pinned() -> None:
+    assert sorted(mlarray_xr.__all__) == sorted(EXPORTS)
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Run code in a fresh interpreter and return what it printed."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
+
+
+def test_exports_survive_importing_every_module() -> None:
+    """A submodule named like an export takes its place on the package once imported."""
+    code = (
+        "import importlib, sys, types, mlarray_xr\n"
+        "names, modules = sys.argv[1].split(','), sys.argv[2].split(',')\n"
+        "for module in modules: importlib.import_module(module)\n"
+        "print([n for n in names if isinstance(getattr(mlarray_xr, n), types.ModuleType)])"
+    )
+    modules = ",".join(f"mlarray_xr.{name}" for name in sorted(MODULES) if name)
+    printed = run_python(code, ",".join(sorted(EXPORTS)), modules)
+    assert printed == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(EXPORTS))
+def test_exports_show_an_example(name: str) -> None:
+    assert "Examples\n--------" in (inspect.getdoc(getattr(mlarray_xr, name)) or "")
+
+
+def test_the_accessor_shows_an_example() -> None:
+    accessor = importlib.import_module("mlarray_xr.accessor")
+    public = [
+        value
+        for name, value in vars(accessor).items()
+        if inspect.isclass(value)
+        and value.__module__ == accessor.__name__
+        and not name.startswith("_")
+    ]
+    assert public
+    assert all("Examples\n--------" in (inspect.getdoc(value) or "") for value in public)
+
+
+def test_errors_lists_every_class_it_defines() -> None:
+    defined = {node.name for node in MODULES["errors"].tree.body if isinstance(node, ast.ClassDef)}
+    assert set(mlarray_xr.errors.__all__) == defined
+    assert not defined & EXPORTS
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ("mlarray_xr", "mlarray_xr.backend") if name[11:] in MODULES]
+)
+def test_importing_stays_light(name: str) -> None:
+    code = f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))"
+    loaded = {module.partition(".")[0] for module in json.loads(run_python(code))}
+    assert "mlarray_xr" in loaded
+    assert not loaded & NEVER_ON_IMPORT
+
+
+def test_the_contributor_guide_shows_these_layers() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = guide.partition("## Layers")[2].partition("```text\n")[2].partition("```")[0]
+    shown: list[tuple[str, ...]] = []
+    for line in block.splitlines():
+        first, *names = line.split()
+        if line.startswith(" "):  # a row that goes on
+            shown[-1] += folder(shown[-1][0].partition(".")[0], line)
+        elif first.endswith("/"):
+            shown.append(folder(first.removesuffix("/"), " ".join(names)))
+        else:
+            shown.append((first, *names))
+    assert shown == list(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import zarr.storage", [("zarr.storage", False)]),
+        ("if TYPE_CHECKING:\n    import dask", [("dask", False)]),
+        ("def f():\n    from mlarray_xr import errors", [("mlarray_xr.errors", True)]),
+        ("from mlarray_xr import to_mla", [("mlarray_xr", False)]),
+        ("from mlarray_xr.errors import MlaError", [("mlarray_xr.errors", False)]),
+        ("from . import errors", [("?", False)]),
+        ("x = import_module('torch')", [("torch", False)]),
+        ("class A:\n    def f(self): return importlib.import_module(name)", [("?", True)]),
+    ],
+)
+def test_the_walk_sees_every_kind_of_import(source: str, expected: list[tuple[str, bool]]) -> None:
+    found = imports_of(ast.parse(source))
+    assert [(item.target, item.in_function) for item in found] == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pickle.loads(data)",
+        "import pickle as p\np.Unpickler(file)",
+        "from pickle import load",
+        "np.load(path, allow_pickle=True)",
+        "pd.read_pickle(path)",
+        "eval(text)",
+    ],
+)
+def test_the_walk_sees_what_restores_objects(source: str) -> None:
+    assert restores_objects(ast.parse(source))
+    assert not restores_objects(ast.parse("pickle.dumps(x)\nnp.load(path, allow_pickle=False)"))
