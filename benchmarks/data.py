@@ -23,7 +23,7 @@ TypeName = Literal["int16", "float32"]
 
 _SEED = 20_240_229
 _PEAK = 700.0
-_NOISE = 24.0
+_NOISE = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,8 @@ def make_values(shape: tuple[int, ...], type_name: TypeName) -> NDArray[Any]:
     if type_name == "int16":
         return scan
     mean, deviation = scan.mean(dtype=np.float64), scan.std(dtype=np.float64)
-    return ((scan - mean) / deviation).astype(np.float32)
+    scaled: NDArray[np.float32] = ((scan - mean) / deviation).astype(np.float32)
+    return scaled
 
 
 def random_boxes(shape: tuple[int, ...], *, edge: int, count: int, seed: int) -> list[Box]:

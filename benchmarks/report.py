@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from benchmarks.machine import Machine
     from benchmarks.size import Size
+    from benchmarks.timing import Samples
 
-__all__ = ["Goal", "Row", "Skip", "Table", "render", "render_table"]
+__all__ = ["Goal", "Row", "Skip", "Table", "render", "render_table", "timed_row"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class Row:
     """How many times faster ours was: median of the repeats' own ratios."""
     goal: Goal | None = None
     """What the row is held to."""
+    others: tuple[float, ...] = ()
+    """Share of all CPUs that other programs used during each repeat, 0..1."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that are none, and a goal for a number that is not there."""
@@ -95,6 +99,28 @@ class Table:
     """Who is missing."""
 
 
+def timed_row(
+    case: str,
+    contender: str,
+    samples: Samples,
+    *,
+    mine: Samples | None = None,
+    goal: Goal | None = None,
+) -> Row:
+    """Return a row in milliseconds, compared with ours where that is given."""
+    return Row(
+        case=case,
+        contender=contender,
+        unit="ms",
+        median=samples.median * 1e3,
+        best=samples.best * 1e3,
+        cpu=samples.cpu_median * 1e3,
+        ratio=None if mine is None else samples.ratio_to(mine),
+        goal=goal,
+        others=samples.others,
+    )
+
+
 _HEAD = ("case", "contender", "median", "best", "CPU", "ours is faster by", "goal", "met")
 
 
@@ -108,7 +134,9 @@ def render(tables: list[Table], *, machine: Machine, size: Size) -> str:
         f"{size.repeats} repeats; `ours is faster by` is the median of the ratios of each repeat,",
         "so that a busy moment counts for both. `CPU` is the CPU time of all threads, which other",
         "programs on the machine change little. Everything that was timed was first compared",
-        "with the true values. Files were in the page cache.",
+        "with the true values. Files were in the page cache. A repeat during which other programs",
+        f"used more than 15 % of the CPUs is taken again, at most {size.retries} times as many as",
+        "repeats in all: each section says how busy the machine was.",
         "",
         "Goals on ratios of parallel reads are meant for 2 idle CPUs.",
         "",
@@ -128,7 +156,7 @@ def render(tables: list[Table], *, machine: Machine, size: Size) -> str:
 def render_table(table: Table, *, size: Size) -> str:
     """Return one benchmark as Markdown: heading, what it is, how to repeat it, rows."""
     smoke = " --smoke" if size.name == "smoke" else ""
-    cells = [_HEAD, *(_cells(row) for row in table.rows)]
+    cells = [_HEAD, *(_cells(row, is_judged=not smoke) for row in table.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(_HEAD))]
     padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in cells]
     rule = ["-" * width for width in widths]
@@ -141,16 +169,20 @@ def render_table(table: Table, *, size: Size) -> str:
         "",
         *("| " + " | ".join(row) + " |" for row in [padded[0], rule, *padded[1:]]),
     ]
+    others = [share for row in table.rows for share in row.others]
+    if others:
+        usual, most = (f"{100 * f(others):.0f} %" for f in (statistics.median, max))
+        lines += ["", f"Other programs used {usual} of the CPUs meanwhile (median; most {most})."]
     if table.skips:
         lines += ["", *(f"* left out: {skip.contender}: {skip.reason}" for skip in table.skips)]
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    """Return the texts of a row."""
-    met = {None: "", True: "yes", False: "**no**"}[row.is_met]
-    goal = ""
-    if row.goal:
+def _cells(row: Row, *, is_judged: bool) -> tuple[str, ...]:
+    """Return the texts of a row; goals are for the full size."""
+    met = goal = ""
+    if row.goal and is_judged:
+        met = "yes" if row.is_met else "**no**"
         unit = "x" if row.goal.of == "ratio" else f" {row.unit}"
         goal = f"{row.goal.relation} {row.goal.bound:g}{unit}"
     return (

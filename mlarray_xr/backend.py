@@ -11,6 +11,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from mlarray_xr.array import MlaArray
+from mlarray_xr.dask import array_chunk_bytes
 from mlarray_xr.dataset import dataset_from
 from mlarray_xr.planning.selection import plan_outer, plan_vectorized
 
@@ -43,7 +44,7 @@ class MlaBackendArray(BackendArray):
     """
 
     def __init__(self, array: MlaArray) -> None:
-        self.array = array
+        self._array = array
         self.shape = array.shape
         self.dtype = array.dtype
 
@@ -70,17 +71,19 @@ class MlaBackendArray(BackendArray):
 
     def __dask_tokenize__(self) -> tuple[str | int, ...]:
         """Return the identity of the file."""
-        return self.array.__dask_tokenize__()
+        return self._array.__dask_tokenize__()
 
     def _outer(self, key: tuple[Any, ...]) -> Any:
         """Read integers, slices and 1-D arrays, each along its own axis."""
-        return self.array.select(plan_outer(key, self.shape))
+        return self._array.select(plan_outer(key, self.shape))
 
     def _vectorized(self, key: tuple[np.ndarray, ...]) -> Any:
         """Read one broadcastable index array per axis."""
         plan = plan_vectorized(key, self.shape)
-        values = self.array.select(plan.selection)
-        return np.broadcast_to(values.transpose(plan.order).reshape(plan.spread), plan.shape)
+        values = self._array.select(plan.selection)
+        spread = values.transpose(plan.order).reshape(plan.spread)
+        # A broadcast view is read-only, and what a user has loaded must not be.
+        return spread if spread.shape == plan.shape else np.broadcast_to(spread, plan.shape).copy()
 
 
 class MlaBackendEntrypoint(BackendEntrypoint):
@@ -154,7 +157,13 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         array = MlaArray(filename_or_obj)
         lazy = indexing.LazilyIndexedArray(MlaBackendArray(array))
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        dataset = dataset_from(lazy, array, variable=variable, drop_variables=tuple(dropped))
+        dataset = dataset_from(
+            lazy,
+            array,
+            variable=variable,
+            drop_variables=tuple(dropped),
+            part_bytes=array_chunk_bytes(),
+        )
         dataset.set_close(array.close)
         return dataset
 

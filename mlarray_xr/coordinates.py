@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from mlarray_xr.axes import Axes
     from mlarray_xr.geometry import Geometry
 
-__all__ = ["attach_coords", "coords_to_store", "spatial_coords", "stored_coords"]
+__all__ = ["attach_coords", "coords_to_store", "spatial_coords", "with_stored_coords"]
 
 _MOST_FLOATS = 1 << 24
 """Longest axis that gets float coordinates: a file may claim any extent."""
@@ -56,14 +55,15 @@ def spatial_coords(geometry: Geometry, sizes: Mapping[str, int]) -> tuple[dict[s
     return coords, INDEX
 
 
-def stored_coords(record: Record, axes: Axes, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the stored scalars and dimension coordinates that fit the array.
+def with_stored_coords(
+    coords: Mapping[str, Any], record: Record, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Add the stored scalars and dimension coordinates that fit the array, and let them win.
 
-    A dimension that has none, but along which others are stored, gets a position: `attach_coords`
-    needs it.
+    They are stored where they do not follow from the geometry. A dimension that has none, but along
+    which others are stored, gets a position: `attach_coords` needs it.
     """
-    sizes = dict(zip(axes.dims, shape, strict=True))
-    coords: dict[str, Any] = {}
+    coords = dict(coords)
     for name, found in record.coords.items():
         is_index = found.dims == (name,) and sizes.get(name) == len(found.values)
         if is_index or (not found.dims and name not in sizes):
@@ -85,6 +85,14 @@ def attach_coords(array: xr.DataArray) -> xr.DataArray:
     ----------
     array
         Opened from a file, whole or any selection of it.
+
+    Examples
+    --------
+    >>> import xarray as xr, mlarray_xr
+    >>> series = xr.DataArray([7, 8, 9], dims="time", coords={"bval": ("time", [0, 700, 1000])})
+    >>> _ = mlarray_xr.to_mla(series, "series.mla")
+    >>> attach_coords(mlarray_xr.open_mla("series.mla")[1:]).bval.values
+    array([ 700, 1000])
     """
     described = read_metadata(array.attrs)
     if described is None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.array import MlaArray
 from mlarray_xr.planning.grid import part_boxes, plan_part
 from mlarray_xr.storage.encode import encode_part
+from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import dask.array as da
+    from distributed import Client
 
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
 
 __all__ = ["from_mla"]
+
+_HERE = "127.0.0.1:0"
 
 
 def from_mla(
@@ -136,6 +141,36 @@ def encoded_parts(
     for position, future in enumerate(futures):
         yield future.result()
         futures[position] = None  # lets the workers forget what has been fetched
+
+
+@contextlib.contextmanager
+def embedded_cluster() -> Iterator[Client]:
+    """Run a distributed cluster inside this process: one worker, a thread per usable CPU.
+
+    While it runs it is the scheduler of every compute. Nothing listens beyond this machine.
+    """
+    import dask.config
+    from distributed import Client, LocalCluster
+
+    quiet = {
+        # Arrays in memory reach the worker through memory: sending them is no mistake here.
+        "distributed.admin.large-graph-warning-threshold": "1TiB",
+    }
+    with (
+        dask.config.set(quiet),
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=available_threads(),
+            processes=False,
+            # None would listen on the default port on all interfaces, and warn when it is taken.
+            dashboard_address=_HERE,
+            worker_dashboard_address=_HERE,
+            # The worker would count, and pause for, the memory of the program around it.
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
 
 
 def scheduler_client() -> Any:

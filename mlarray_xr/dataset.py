@@ -18,7 +18,12 @@ from mlarray_xr.attributes import (
     shown_text,
 )
 from mlarray_xr.axes import axis_labels_for, plan_dims
-from mlarray_xr.coordinates import attach_coords, coords_to_store, spatial_coords, stored_coords
+from mlarray_xr.coordinates import (
+    attach_coords,
+    coords_to_store,
+    spatial_coords,
+    with_stored_coords,
+)
 from mlarray_xr.errors import GeometryError, MlaWarning
 from mlarray_xr.format.metadata import Boxes, Metadata, Spatial, Stats, Storage
 from mlarray_xr.placement import geometry_of
@@ -42,6 +47,7 @@ def dataset_from(
     *,
     variable: str | None = None,
     drop_variables: Sequence[str] = (),
+    part_bytes: int | None = None,
 ) -> xr.Dataset:
     """Describe one file as a dataset of one variable; reads no voxel.
 
@@ -62,6 +68,8 @@ def dataset_from(
         ``"image"``.
     drop_variables
         Names of variables or coordinates to leave out.
+    part_bytes
+        Upper bound of the preferred part of a Dask task; None is 128 MiB.
 
     Returns
     -------
@@ -72,6 +80,14 @@ def dataset_from(
     ------
     ValueError
         When `variable` is the name of a dimension or coordinate.
+
+    Examples
+    --------
+    >>> import mlarray_xr
+    >>> _ = mlarray_xr.to_mla(np.zeros((4, 5), "int16"), "plane.mla")
+    >>> file = mlarray_xr.MlaArray("plane.mla")
+    >>> dataset_from(file[...], file)["image"].dims
+    ('y', 'x')
     """
     metadata = array.metadata
     if not metadata.has_array:
@@ -79,16 +95,16 @@ def dataset_from(
     axes = stored_axes(metadata, len(array.shape))
     geometry = stored_geometry(metadata, axes)
     record = Record.of(metadata)
-    along_space, meaning = spatial_coords(geometry, dict(zip(axes.dims, array.shape, strict=True)))
-    # Stored coordinates are those that do not follow from the geometry: they win.
-    coords = {**along_space, **stored_coords(record, axes, array.shape)}
+    sizes = dict(zip(axes.dims, array.shape, strict=True))
+    along_space, meaning = spatial_coords(geometry, sizes)
+    coords = with_stored_coords(along_space, record, sizes)
     attrs = {
         **record.attrs,
         **_geometry_attrs(geometry, axes, meaning),
         METADATA_ATTR: metadata_text(metadata, shape=array.shape),
     }
     name = _variable_name(variable, metadata, {*axes.dims, *coords})
-    dataset = xr.Dataset({name: (axes.dims, lazy, attrs, _encoding(array, axes))})
+    dataset = xr.Dataset({name: (axes.dims, lazy, attrs, _encoding(array, axes, part_bytes))})
     # Not through Coordinates: there a RangeIndex becomes an index of int64 in memory.
     return dataset.assign_coords(coords).drop_vars(list(drop_variables), errors="ignore")
 
@@ -112,6 +128,12 @@ def metadata_of(array: xr.DataArray) -> Metadata:
     -----
     MlaWarning
         When a coordinate or an attribute cannot be stored, or the geometry has no place.
+
+    Examples
+    --------
+    >>> profile = xr.DataArray([4, 5, 6], dims="x", coords={"x": [1.0, 1.5, 2.0]})
+    >>> metadata_of(profile).spatial
+    Spatial(affine=((0.5, 1.0), (0.0, 1.0)), axis_labels=('spatial_x',))
     """
     stored, shape = read_metadata(array.attrs) or (Metadata(), ())
     array = attach_coords(array)
@@ -173,7 +195,7 @@ def _geometry_attrs(geometry: Geometry, axes: Axes, meaning: str) -> dict[str, A
     return attrs
 
 
-def _encoding(array: MlaArray, axes: Axes) -> dict[str, Any]:
+def _encoding(array: MlaArray, axes: Axes, part_bytes: int | None) -> dict[str, Any]:
     """Return the layout of the file, and the parts in which Dask reads it best."""
     sizes = array.metadata.blosc2.patch_size
     patch = None
@@ -184,7 +206,7 @@ def _encoding(array: MlaArray, axes: Axes) -> dict[str, Any]:
         array.shape,
         array.chunks,
         itemsize=array.dtype.itemsize,
-        target_bytes=None,
+        target_bytes=part_bytes,
         patch=patch,
     )
     return {

@@ -113,7 +113,7 @@ class Geometry:
                 affine = _floats(spatial.affine, (size + 1, size + 1))
             else:
                 spacing = _floats(spatial.spacing or (1,) * size, (size,))
-                direction = _floats(spatial.direction or np.eye(size).tolist(), (size, size))
+                direction = _floats(spatial.direction or np.eye(size), (size, size))
                 affine[:size, size] = _floats(spatial.origin or (0,) * size, (size,))
                 with np.errstate(all="ignore"):
                     affine[:size, :size] = direction * spacing
@@ -168,8 +168,10 @@ class Geometry:
     def direction(self) -> NDArray[np.float64]:
         """Unit vector of each dimension as a column, s x s; zeros where the spacing is zero."""
         matrix, spacing = self.matrix, np.asarray(self.spacing)
+        direction = np.zeros_like(matrix)
         with np.errstate(all="ignore"):
-            return np.divide(matrix, spacing, out=np.zeros_like(matrix), where=spacing != 0)
+            np.divide(matrix, spacing, out=direction, where=spacing != 0)
+        return direction
 
     @property
     def is_invertible(self) -> bool:
@@ -250,7 +252,8 @@ class Geometry:
             self,
             dims=tuple(self.dims[axis] for axis in order),
             units=tuple(self.units[axis] for axis in order),
-            affine=_rows(affine),
+            # Adding zero turns the -0.0 of a flipped zero back into 0.0.
+            affine=_rows(affine + 0.0),
         )
 
     def without(self, dims: Sequence[str]) -> Geometry | None:

@@ -80,6 +80,13 @@ def geometry_of(array: xr.DataArray) -> Geometry:
     ------
     GeometryError
         When positions are unknown, uneven or those of scattered points.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> profile = xr.DataArray([4, 5, 6, 7], dims="x", coords={"x": [1.0, 1.5, 2.0, 2.5]})
+    >>> geometry_of(profile[::-2]).affine
+    ((-1.0, 2.5), (0.0, 1.0))
     """
     base = file_geometry(array.attrs)
     spatial = () if base is None else base.dims

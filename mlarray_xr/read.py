@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from mlarray_xr.backend import MlaBackendEntrypoint
+from mlarray_xr.coordinates import attach_coords
 from mlarray_xr.errors import FormatError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def open_mla(
 ) -> xr.DataArray:
     """Open a file as a lazy DataArray in world coordinates.
 
-    The same as ``xarray.open_dataset(path, engine="mlarray", chunks=chunks)[name]``, for files of
-    every suffix.
+    The same as ``xarray.open_dataset(path, engine="mlarray", chunks=chunks)[name]``, with the
+    coordinates that need no index (such as b-values along time), which the engine cannot restore.
 
     Parameters
     ----------
@@ -63,4 +64,4 @@ def open_mla(
         raise FormatError(msg)
     array = dataset[names[0]]
     array.set_close(dataset.close)
-    return array
+    return attach_coords(array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ import numpy as np
 import xarray as xr
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.axes import plan_dims
 from mlarray_xr.dask import encoded_parts, is_dask
 from mlarray_xr.dataset import metadata_of
 from mlarray_xr.errors import ConversionError
@@ -22,6 +22,7 @@ from mlarray_xr.format.metadata_codec import encode_metadata
 from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
 from mlarray_xr.planning.grid import part_boxes, plan_part
 from mlarray_xr.planning.layout import Layout, plan_layout
+from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.encode import EncodedChunk, FramePlan, encode_part, released_gil
 from mlarray_xr.storage.read_pool import available_threads
@@ -29,6 +30,7 @@ from mlarray_xr.storage.read_pool import available_threads
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mlarray_xr.axes import Axes
     from mlarray_xr.planning.grid import Box
 
 __all__ = ["WriteReport", "to_mla"]
@@ -159,13 +161,14 @@ def to_mla(
         msg = f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)"
         raise ValueError(msg)
     values, found = _values_and_metadata(obj)
+    _check_values(values)
     described = found if metadata is None else metadata
-    axes = plan_dims(described.spatial.axis_labels, values.ndim)
+    axes = stored_axes(described, values.ndim)
     layout = plan_layout(
         values.shape,
         values.dtype,
         patch=patch,
-        dims=[d if i in axes.spatial else f"_{d}" for i, d in enumerate(axes.dims)],
+        dims=_planned_dims(axes),
         chunks=chunks,
         blocks=blocks,
     )
@@ -189,9 +192,18 @@ def to_mla(
     )
 
 
+def _planned_dims(axes: Axes) -> list[str]:
+    """Return the dimension names, changed where only the name of an axis is spatial."""
+    looks_spatial = re.compile("[xyz]|spatial.*")
+    return [
+        f"_{dim}" if looks_spatial.fullmatch(dim) and axis not in axes.spatial else dim
+        for axis, dim in enumerate(axes.dims)
+    ]
+
+
 def _target(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a target that the reference package would open."""
-    target = os.fspath(path)
+    target = os.fsdecode(path)
     if "://" in target:
         msg = f"{target}: URLs cannot be written. To fix: write a local file and upload it"
         raise ConversionError(msg)
@@ -219,7 +231,26 @@ def _values_and_metadata(obj: Any) -> tuple[Any, Metadata]:
         return obj, obj.metadata
     if is_dask(obj):
         return obj, Metadata(has_array=True)
-    return np.asarray(obj), Metadata(has_array=True)
+    if isinstance(obj, str | bytes):
+        msg = f"{obj[:80]!r}: an array is needed, not text. To fix: mlarray_xr.convert takes paths"
+        raise ConversionError(msg)
+    return np.asanyarray(obj), Metadata(has_array=True)
+
+
+def _check_values(values: Any) -> None:
+    """Refuse what a type string and a shape of integers cannot express."""
+    if values.dtype.names is not None or values.dtype.kind not in "biufcmMSUV":
+        msg = (
+            f"arrays of type {values.dtype} cannot be written: numbers, booleans, dates and "
+            "strings of fixed size can. To fix: convert with .astype(...)"
+        )
+        raise ConversionError(msg)
+    if isinstance(getattr(values, "_meta", values), np.ma.MaskedArray):
+        msg = "a masked array: its mask has no place in a file. To fix: array.filled(value)"
+        raise ConversionError(msg)
+    if not all(n >= 0 for n in values.shape):
+        msg = f"extents of {values.shape} are unknown. To fix: array.compute_chunk_sizes()"
+        raise ConversionError(msg)
 
 
 class _LazyVariable:

@@ -20,6 +20,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 NATIVE = os.environ.get("MLARRAY_XR_NATIVE", "1") != "0"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for name in ("flaky", "network", "skip_if_param", "skip_with_dask_array"):
+        config.addinivalue_line("markers", f"{name}: used by xarray's own tests, which we inherit")
+
+
 def pytest_report_header() -> str:
     return f"mlarray_xr: {'native' if NATIVE else 'portable'} reader"
 
@@ -40,7 +45,7 @@ def native() -> bool:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Client]:
+def _client() -> Iterator[Client]:
     """Connect to two worker processes on this machine, started once per run."""
     from distributed import Client, LocalCluster
 
@@ -52,6 +57,13 @@ def cluster() -> Iterator[Client]:
             dashboard_address=None,
             memory_limit=0,
         ) as local,
-        Client(local) as client,
+        Client(local, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def cluster(_client: Client) -> Iterator[Client]:
+    """Compute on the test cluster during one test; other tests keep the local scheduler."""
+    with _client.as_current():
+        yield _client

@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "storage",
         "source libblosc2 portable chunks tiles read_pool frame_file mapped handles gather "
-        "encode assembly",
+        "encode publication assembly",
     ),
     ("array",),
     ("axes",),
@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("attributes", "record", "placement", "coordinates", "dataset"),
     ("dask",),
     ("backend", "read", "write", "accessor"),
-    folder("foreign", "nifti conversion"),
+    folder("foreign", "nifti_header nifti_metadata nifti conversion"),
     folder("explore", "phantom preview demo"),
     ("cli",),
 )
@@ -74,7 +74,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "PIL": ("explore.preview",),
 }
 # Only here may a function import our own modules: everything else imports them at its top.
-LAZY_DOORS = ("", "cli")
+LAZY_DOORS = ("", "accessor", "cli")
 # Decisions and codecs see values only.
 PURE = ("format", "planning")
 FILE_ACCESS = {

@@ -9,7 +9,6 @@ import xarray as xr
 
 from benchmarks.contenders import Contender
 from mlarray_xr import MlaArray
-from mlarray_xr.backend import MlaBackendEntrypoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,8 +24,6 @@ ONE_THREAD = "ours, 1 thread"
 POOL = "ours, default threads"
 FRESH = "ours, 1 thread, fresh buffers"
 NAMES = (ONE_THREAD, POOL, FRESH)
-
-_ENGINE: Any = "mlarray" if "mlarray" in xr.backends.list_engines() else MlaBackendEntrypoint
 
 
 def prepare(volume: Volume) -> list[Contender]:
@@ -52,5 +49,5 @@ def prepare(volume: Volume) -> list[Contender]:
 
 
 def open_dataset(path: Path, *, chunks: Any = None) -> xr.Dataset:
-    """Open a file through the engine, by name where it is registered."""
-    return xr.open_dataset(path, engine=_ENGINE, chunks=chunks)
+    """Open a file as an xarray user does."""
+    return xr.open_dataset(path, engine="mlarray", chunks=chunks)

@@ -274,6 +274,10 @@ def _check_geometry(header: FrameHeader, *, nbytes: int, variable_chunks: bool, 
             nbytes == header.payload_len == 0,
             f"{name}: shape {header.shape} is empty, yet {nbytes} bytes are stored",
         )
+        _require(
+            all(c > 0 for n, c in zip(header.shape, header.chunks, strict=True) if n),
+            f"{name}: chunks {header.chunks} of nothing for shape {header.shape}",
+        )
         return
     _require(not variable_chunks, f"{name}: chunks of variable size are not an N-D array")
     grid = [-(-c // b) * b if b else 0 for c, b in zip(header.chunks, header.blocks, strict=True)]

@@ -130,19 +130,19 @@ def plan_slabs(
         return [box]
     start, stop = box[axis]
     chunk, block = chunks[axis], blocks[axis]
-    borders = list(range((start // chunk + 1) * chunk, stop, chunk))
-    if len(borders) < n_slabs - 1:
+    has_chunk_borders = (stop - 1) // chunk - start // chunk >= n_slabs - 1
+    edges = [start]
+    for i in range(1, n_slabs):
+        wanted = start + (stop - start) * i // n_slabs
         # Blocks restart at every chunk border: a chunk need not be a whole number of blocks.
-        firsts = [start // chunk * chunk, *borders]
-        inner = (range(first, min(first + chunk, stop), block) for first in firsts)
-        borders = [b for b in itertools.chain.from_iterable(inner) if start < b < stop]
-    if not borders:
-        return [box]
-    wanted = [start + (stop - start) * i / n_slabs for i in range(1, n_slabs)]
-    nearest = np.searchsorted(borders, wanted)
-    cuts = {borders[min(i, len(borders) - 1)] for i in nearest.tolist()}
-    edges = [start, *sorted(cuts), stop]
-    return [(*box[:axis], (a, b), *box[axis + 1 :]) for a, b in itertools.pairwise(edges) if a < b]
+        first = wanted // chunk * chunk
+        step = chunk if has_chunk_borders else block
+        edge = min(first + (wanted - first + step // 2) // step * step, first + chunk)
+        if edges[-1] < edge < stop:
+            edges.append(edge)
+    return [
+        (*box[:axis], pair, *box[axis + 1 :]) for pair in itertools.pairwise([*edges, stop])
+    ]
 
 
 def plan_part(
@@ -155,10 +155,10 @@ def plan_part(
 ) -> tuple[int, ...]:
     """Choose the part one Dask task reads: whole file chunks, sized for a task.
 
-    The part grows chunk by chunk along the axis where it is shortest compared with the patch (in
-    chunks when there is no patch), until one more chunk would exceed the target. The target is
-    128 MiB, less for small arrays so that there are about 64 parts of at least 16 MiB to share
-    among workers. Extents are then evened out, so that the last part is not a sliver.
+    The part is the patch (one chunk when there is no patch) scaled up as far as the target allows,
+    rounded to whole chunks. The target is 128 MiB, less for small arrays so that there are about
+    64 parts of at least 16 MiB to share among workers. Extents are then evened out, so that the
+    last part is not a sliver.
 
     Parameters
     ----------
@@ -189,22 +189,29 @@ def plan_part(
     ceiling = DEFAULT_PART_BYTES if target_bytes is None else target_bytes
     fair_share = math.prod(shape) * itemsize // _PARTS_WANTED
     target = min(ceiling, max(_SMALLEST_PART_BYTES, fair_share))
-    weights = patch if patch is not None else chunks
+    weights = [max(w, 1) for w in (chunks if patch is None else patch)]
     grid = [-(-n // c) for n, c in zip(shape, chunks, strict=True)]
-    counts = [1] * len(shape)
 
     def extents(counts: list[int]) -> list[int]:
         return [min(k * c, n) for k, c, n in zip(counts, chunks, shape, strict=True)]
 
-    growing = [axis for axis, n in enumerate(grid) if n > 1]
-    while growing:
-        part = extents(counts)
-        axis = min(growing, key=lambda i: (part[i] / max(weights[i], 1), -i))
-        counts[axis] += 1
-        if math.prod(extents(counts)) * itemsize > target:
-            counts[axis] -= 1
-            growing.remove(axis)
-        elif counts[axis] == grid[axis]:
-            growing.remove(axis)
+    def scaled(scale: int) -> list[int]:
+        # Exact in integers: `scale` is in 1/64 of the patch.
+        wanted = (scale * w // (64 * c) for w, c in zip(weights, chunks, strict=True))
+        return [min(max(k, 1), n) for k, n in zip(wanted, grid, strict=True)]
+
+    def fits(counts: list[int]) -> bool:
+        return math.prod(extents(counts)) * itemsize <= target
+
+    # Bisection, not growth chunk by chunk: a hostile file may have 2^28 tiny chunks.
+    low, high = 0, 64 * max(shape, default=1) + 64
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(scaled(middle)) else (low, middle)
+    counts = scaled(low)
+    part = extents(counts)
+    for axis in sorted(range(len(shape)), key=lambda i: (part[i] / weights[i], -i)):
+        row = math.prod(extents([*counts[:axis], 1, *counts[axis + 1 :]])) * itemsize
+        counts[axis] = min(grid[axis], max(counts[axis], target // max(row, 1)))
     even = [-(-n // -(-n // k)) for n, k in zip(grid, counts, strict=True)]
     return tuple(extents(even))

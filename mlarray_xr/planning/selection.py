@@ -233,7 +233,7 @@ def _expand(key: tuple[Any, ...], shape: tuple[int, ...]) -> list[Any]:
 def _as_mask(entry: Any) -> Any:
     """Return a boolean list or array as an array, anything else as it is."""
     if isinstance(entry, np.ndarray | list) and np.asarray(entry).dtype == bool:
-        return np.asarray(entry)
+        return np.asarray(entry) if np.ndim(entry) else bool(entry)
     return entry
 
 
@@ -258,7 +258,7 @@ def _axis_entry(entry: Any, *, axis: int, extent: int) -> range | int | Indices:
         _check_bounds(position, position, axis=axis, extent=extent)
         return position % extent
     array = np.asarray(entry)
-    if array.size == 0:
+    if array.size == 0 and (array.dtype.kind in "iu" or not isinstance(entry, np.ndarray)):
         return np.zeros(array.shape, np.intp)
     if array.dtype.kind not in "iu":
         msg = f"arrays used as indices must be of integer (or boolean) type, got {array.dtype}"

@@ -48,6 +48,8 @@ class FrameWriter:
 
     Raises
     ------
+    FileNotFoundError, IsADirectoryError
+        When there is no folder for the target, or a folder in its place.
     FileExistsError
         At once, or by `publish` when somebody else made the target meanwhile.
     """
@@ -56,13 +58,20 @@ class FrameWriter:
         self._path, self._plan, self._overwrite = path, plan, overwrite
         if not overwrite and os.path.lexists(path):
             raise _exists(path)
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder or "."):
+            msg = f"{path}: the folder does not exist. To fix: os.makedirs({folder!r})"
+            raise FileNotFoundError(msg)
+        if os.path.isdir(path):
+            msg = f"{path}: a folder has this name. To fix: (1) remove it; (2) choose another name"
+            raise IsADirectoryError(msg)
         self._header, self._trailer = _template(plan, metadata)
         n_chunks = int(np.prod(plan.chunk_grid, dtype=np.int64)) if 0 not in plan.shape else 0
         self._offsets = np.zeros(n_chunks, np.int64)
         self._is_written = np.zeros(n_chunks, np.bool_)
         self._payload_len = 0
-        folder, name = os.path.split(path)
-        self._temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+        # Without the target's name: a name of the greatest length leaves no room for a suffix.
+        self._temporary = os.path.join(folder, f".{uuid.uuid4().hex}.mla.tmp")
 
     def __enter__(self) -> Self:
         """Create the temporary file."""

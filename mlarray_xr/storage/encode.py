@@ -110,12 +110,12 @@ def encode_part(values: NDArray[Any], box: Box, plan: FramePlan) -> list[Encoded
 
     Raises
     ------
-    ValueError
+    ConversionError
         When values and box do not fit each other or the plan.
     """
     if values.shape != box_shape(box) or values.dtype != plan.dtype:
         msg = f"{values.dtype} values of shape {values.shape} for box {box} of {plan.dtype}"
-        raise ValueError(msg)
+        raise ConversionError(msg)
     params, grid = plan.cparams(), plan.chunk_grid
     encoded = []
     for position, piece in chunk_boxes(box, chunks=plan.layout.chunks):

@@ -34,6 +34,9 @@ __all__ = ["MappedReader"]
 _SLAB_BYTES = 1 << 20
 _SLABS_PER_THREAD = 4
 _CHECK_AT_ONCE = 1 << 14
+# Smaller chunks are read faster many at a time by one call.
+_WHOLE_CHUNK_BYTES = 1 << 17
+_KEPT_SCRATCH_BYTES = 8 << 20
 
 
 class _Handle(Protocol):
@@ -43,6 +46,9 @@ class _Handle(Protocol):
         self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[np.generic]
     ) -> None:
         """Decode the box from `start` to `stop` into the C-contiguous `out`."""
+
+    def decode_chunk(self, number: int, out: NDArray[np.uint8]) -> None:
+        """Decode one whole chunk, block-major, into a buffer of the padded chunk's bytes."""
 
 
 class _ChunkTable:
@@ -86,6 +92,7 @@ class MappedReader:
         self._frame = mapped[: self.header.frame_len]
         self._payload = self._frame[self.header.header_len : self.header.index_start]
         self._handles: deque[_Handle] = deque()
+        self._scratch: deque[NDArray[np.uint8]] = deque()
         self._table: _ChunkTable | None = None
 
     def read(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
@@ -112,8 +119,8 @@ class MappedReader:
             return
         self.source.check()
         self._check_chunks(box)
-        if self._chunk_table().has_whole_only:
-            self._read_whole_chunks(box, out)
+        if self._chunk_table().has_whole_only or self._is_mostly_whole_chunks(box):
+            self._read_chunks(box, out, threads=threads)
         else:
             self._read_slabs(box, out, threads=threads)
         self.source.check()
@@ -158,6 +165,13 @@ class MappedReader:
             kind = NativeHandle if native_library() is not None else PortableHandle
             return kind(self._frame, ndim=len(self.header.shape), name=self.source.name)
 
+    def _take_scratch(self) -> NDArray[np.uint8]:
+        """Return a buffer for one decoded chunk, reused because fresh pages cost time."""
+        try:
+            return self._scratch.pop()
+        except IndexError:
+            return np.empty(self.header.chunksize, np.uint8)
+
     def _chunk_table(self) -> _ChunkTable:
         """Return the chunk table, decoded on first use.
 
@@ -197,30 +211,56 @@ class MappedReader:
             table.has_whole_only |= bool(whole.any())
             table.is_checked[batch] = True
 
-    def _read_whole_chunks(self, box: Box, out: NDArray[np.generic]) -> None:
-        """Decode a box chunk by chunk, each chunk whole: dictionaries and the DELTA filter."""
+    def _is_mostly_whole_chunks(self, box: Box) -> bool:
+        """Tell whether at least half of a box lies in chunks that it covers whole."""
+        header = self.header
+        if header.chunksize < _WHOLE_CHUNK_BYTES:
+            return False
+        covered = 1
+        for (start, stop), c, n in zip(box, header.chunks, header.shape, strict=True):
+            first = -(-start // c) * c
+            last = stop if stop == n else stop // c * c
+            if last <= first:
+                return False
+            covered *= last - first
+        return 2 * covered >= math.prod(box_shape(box))
+
+    def _read_chunks(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
+        """Read a box chunk by chunk, the chunks shared among threads."""
+        with sharing() as share:
+            tasks = []
+            for position, part in chunk_boxes(box, chunks=self.header.chunks):
+                target = tuple(
+                    slice(a - start, b - start) for (a, b), (start, _) in zip(part, box, strict=True)
+                )
+                tasks.append(partial(self._read_chunk, position, part, out[(*target, ...)]))
+            run_shared(tasks, threads=share if threads is None else threads)
+
+    def _read_chunk(self, position: tuple[int, ...], part: Box, out: NDArray[np.generic]) -> None:
+        """Read the part of a box that lies in one chunk into a view of any strides."""
         header, table = self.header, self._chunk_table()
-        for position, part in chunk_boxes(box, chunks=header.chunks):
-            number = int(np.ravel_multi_index(position, header.chunk_grid)) if position else 0
-            target = tuple(
-                slice(a - start, b - start) for (a, b), (start, _) in zip(part, box, strict=True)
-            )
-            if not table.is_whole_only[number]:
-                piece = np.empty(box_shape(part), header.dtype)
-                self._read_slab(part, piece)
-                out[target] = piece
-                continue
-            at = int(table.offsets[number])
-            cbytes = int(self._payload[at + 12 : at + 16].view("<i4")[0])
-            name = f"{self.source.name}: chunk {number}"
-            stored = self._payload[at : at + cbytes].tobytes()
-            decoded = decode_chunk(stored, max_nbytes=header.chunksize, name=name)
-            values = untile(decoded.view(header.dtype), chunks=header.chunks, blocks=header.blocks)
-            inside = tuple(
-                slice(a - i * c, b - i * c)
-                for (a, b), i, c in zip(part, position, header.chunks, strict=True)
-            )
-            out[target] = values[inside]
+        number = int(np.ravel_multi_index(position, table.grid)) if position else 0
+        first = tuple(i * c for i, c in zip(position, header.chunks, strict=True))
+        whole = tuple(
+            (a, min(a + c, n)) for a, c, n in zip(first, header.chunks, header.shape, strict=True)
+        )
+        if part != whole and not table.is_whole_only[number]:
+            values = np.empty(box_shape(part), header.dtype)
+            self._read_slab(part, values)
+            out[...] = values
+            return
+        target = out if part == whole else np.empty(box_shape(whole), header.dtype)
+        handle, tiles = self._take_handle(), self._take_scratch()
+        try:
+            handle.decode_chunk(number, tiles)
+            untile(tiles.view(header.dtype), target, chunks=header.chunks, blocks=header.blocks)
+        finally:
+            self._handles.append(handle)
+            if tiles.nbytes <= _KEPT_SCRATCH_BYTES:
+                self._scratch.append(tiles)
+        if target is not out:
+            inside = tuple(slice(a - o, b - o) for (a, b), o in zip(part, first, strict=True))
+            out[...] = target[inside]
 
 
 def _map(source: LocalSource | BytesSource) -> NDArray[np.uint8]:

@@ -6,41 +6,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 __all__ = ["tile", "untile"]
 
 
-def untile(
-    decoded: NDArray[np.generic], *, chunks: tuple[int, ...], blocks: tuple[int, ...]
-) -> NDArray[np.generic]:
-    """Return a decoded chunk in array order, cropped to the chunk's shape.
-
-    Parameters
-    ----------
-    decoded
-        The elements of one chunk, 1-D, block-major, padded to whole blocks.
-    chunks, blocks
-        Shapes of chunk and block, array order.
-    """
-    ndim = len(chunks)
-    if ndim == 0:
-        return decoded.reshape(())
-    grid = tuple(-(-c // b) for c, b in zip(chunks, blocks, strict=True))
-    order = [axis for i in range(ndim) for axis in (i, ndim + i)]
-    padded = [g * b for g, b in zip(grid, blocks, strict=True)]
-    tiles = decoded.reshape(grid + blocks).transpose(order).reshape(padded)
-    return tiles[tuple(slice(c) for c in chunks)]
-
-
 def tile(
-    values: NDArray[np.generic], *, chunks: tuple[int, ...], blocks: tuple[int, ...]
-) -> NDArray[np.generic]:
+    values: NDArray[Any], *, chunks: tuple[int, ...], blocks: tuple[int, ...]
+) -> NDArray[Any]:
     """Return the block-major elements of one chunk, padded with zeros to whole blocks.
 
     Parameters
@@ -50,18 +31,52 @@ def tile(
     chunks, blocks
         Shapes of chunk and block, array order.
     """
-    ndim = values.ndim
     grid = tuple(-(-c // b) for c, b in zip(chunks, blocks, strict=True))
-    tiles = np.zeros(grid + blocks, values.dtype)
-    view = tiles.transpose([axis for i in range(ndim) for axis in (i, ndim + i)])
-    # Whole blocks and the clipped rest of each axis: at most 2^ndim strided copies.
+    tiles = np.zeros(math.prod(grid) * math.prod(blocks), values.dtype)
+    for inside, in_array in _piece_views(tiles, values, grid=grid, blocks=blocks):
+        inside[...] = in_array
+    return tiles
+
+
+def untile(
+    tiles: NDArray[Any], out: NDArray[Any], *, chunks: tuple[int, ...], blocks: tuple[int, ...]
+) -> None:
+    """Put the elements of one chunk into array order.
+
+    NumPy's strided copy moves 8 GB/s where the C library, row by row of a block, moves 2.
+
+    Parameters
+    ----------
+    tiles
+        The elements of one chunk, 1-D, block-major, padded to whole blocks.
+    out
+        Where they go, of any strides; smaller than `chunks` at the array's edge.
+    chunks, blocks
+        Shapes of chunk and block, array order.
+    """
+    grid = tuple(-(-c // b) for c, b in zip(chunks, blocks, strict=True))
+    for inside, in_array in _piece_views(tiles, out, grid=grid, blocks=blocks):
+        in_array[...] = inside
+
+
+def _piece_views(
+    tiles: NDArray[Any], values: NDArray[Any], *, grid: tuple[int, ...], blocks: tuple[int, ...]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield pairs of equally shaped views that together are all of `values`.
+
+    Whole blocks and the clipped rest of each axis: at most 2^ndim pairs. Splitting axes always
+    gives a view, whatever the strides.
+    """
+    ndim = values.ndim
+    order = [axis for i in range(ndim) for axis in (i, ndim + i)]
+    split = tiles.reshape(grid + blocks).transpose(order)
     pieces = [_pieces(n, b) for n, b in zip(values.shape, blocks, strict=True)]
     for combination in itertools.product(*pieces):
-        target = tuple(s for piece in combination for s in (piece.blocks, piece.inside))
+        inside = tuple(s for piece in combination for s in (piece.blocks, piece.inside))
+        # The ellipsis keeps a 0-d array an array.
+        rows: tuple[Any, ...] = (*(piece.rows for piece in combination), ...)
         shape = [n for piece in combination for n in (piece.count, piece.length)]
-        source: tuple[Any, ...] = (*(piece.rows for piece in combination), ...)
-        view[target] = values[source].reshape(shape)
-    return tiles.reshape(-1)
+        yield split[(*inside, ...)], values[rows].reshape(shape)
 
 
 class _Piece:

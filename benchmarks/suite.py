@@ -1,0 +1,34 @@
+"""The suite: every benchmark by name, run in one temporary folder."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import dask_reads, decode_rate, opening, patches, writing
+from benchmarks.data import Workplace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.report import Table
+    from benchmarks.size import Size
+
+__all__ = ["BENCHMARKS", "run_suite"]
+
+BENCHMARKS: dict[str, Callable[[Workplace], list[Table]]] = {
+    "patches": patches.run,
+    "dask": dask_reads.run,
+    "opening": opening.run,
+    "decode-rate": decode_rate.run,
+    "writing": writing.run,
+}
+
+
+def run_suite(size: Size, *, names: list[str]) -> Iterator[Table]:
+    """Run some benchmarks and yield each table when it is ready; all files are removed after."""
+    with tempfile.TemporaryDirectory(prefix="mlarray-xr-benchmarks-") as folder:
+        workplace = Workplace(folder=Path(folder), size=size)
+        for name in names:
+            yield from BENCHMARKS[name](workplace)

@@ -1,0 +1,90 @@
+"""Publication: a file that has its name only when it is complete and on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["check_absent", "published"]
+
+
+def check_absent(path: str) -> None:
+    """Refuse a target that exists.
+
+    Raises
+    ------
+    FileExistsError
+        When something has that name, a dangling link included.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
+@contextlib.contextmanager
+def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Open a temporary file beside the target; give it its name when the block ends without error.
+
+    Parameters
+    ----------
+    path
+        The target.
+    overwrite
+        Whether an existing target may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        At once, or at the end when somebody else made the target meanwhile.
+
+    Examples
+    --------
+    >>> with published("letter.txt", overwrite=False) as file:
+    ...     _ = file.write(b"all of it")
+    >>> os.path.getsize("letter.txt")
+    9
+    """
+    if not overwrite:
+        check_absent(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _rename(temporary, path, overwrite=overwrite)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    if hasattr(os, "O_DIRECTORY"):
+        entry = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)
+
+
+def _rename(temporary: str, path: str, *, overwrite: bool) -> None:
+    """Move a finished file to its name, atomically."""
+    if overwrite:
+        os.replace(temporary, path)
+        return
+    try:
+        # Unlike a rename, a link refuses an existing target atomically.
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError:
+        # File systems without hard links: the check and the rename are two steps.
+        check_absent(path)
+        os.rename(temporary, path)
+
+
+def _exists(path: str) -> FileExistsError:
+    """Return the error for a target that must not be replaced."""
+    return FileExistsError(f"{path}: the file exists. To fix: (1) mode='w' replaces it; (2) rename")

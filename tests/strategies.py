@@ -1,0 +1,87 @@
+"""Arrays, layouts and indexers for property tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from xarray.testing.strategies import basic_indexers, outer_array_indexers, vectorized_indexers
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Stored", "boxes", "dtypes", "isel_of", "layouts", "shapes", "stored", "values_of"]
+
+Shape: TypeAlias = tuple[int, ...]
+
+NUMBERS = ("?", "u1", "<i2", ">i2", "<u4", "<i8", "<f2", "<f4", ">f8", "<c16")
+OTHERS = ("<M8[ns]", "<m8[s]", "S3", "<U2")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What goes into one file."""
+
+    values: NDArray[Any]
+    chunks: Shape
+    blocks: Shape
+
+
+def dtypes() -> st.SearchStrategy[np.dtype[Any]]:
+    return st.sampled_from([np.dtype(name) for name in (*NUMBERS, *OTHERS)])
+
+
+def shapes(
+    *, min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 9
+) -> st.SearchStrategy[Shape]:
+    side = st.integers(min_side, max_side)
+    return st.lists(side, min_size=min_dims, max_size=max_dims).map(tuple)
+
+
+def values_of(shape: Shape, dtype: np.dtype[Any], seed: int) -> NDArray[Any]:
+    """Fill an array so that neighbours differ and no element is more likely than another."""
+    numbers = np.random.default_rng(seed).integers(0, 100, shape)
+    return numbers.astype("U2").astype(dtype) if dtype.kind in "SU" else numbers.astype(dtype)
+
+
+@st.composite
+def layouts(draw: st.DrawFn, shape: Shape) -> tuple[Shape, Shape]:
+    """Draw chunks, and blocks that need not divide them; 1 on empty axes."""
+    chunks = tuple(draw(st.integers(1, max(n, 1))) for n in shape)
+    blocks = tuple(draw(st.integers(1, chunk)) for chunk in chunks)
+    return chunks, blocks
+
+
+@st.composite
+def stored(
+    draw: st.DrawFn, *, min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 9
+) -> Stored:
+    shape = draw(
+        shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side)
+    )
+    chunks, blocks = draw(layouts(shape))
+    values = values_of(shape, draw(dtypes()), draw(st.integers(0, 2**16)))
+    return Stored(values, chunks, blocks)
+
+
+@st.composite
+def boxes(draw: st.DrawFn, shape: Shape) -> tuple[tuple[int, int], ...]:
+    pairs = [sorted((draw(st.integers(0, n)), draw(st.integers(0, n)))) for n in shape]
+    return tuple((start, stop) for start, stop in pairs)
+
+
+@st.composite
+def isel_of(draw: st.DrawFn, array: xr.DataArray) -> dict[Any, Any]:
+    """Draw a basic, orthogonal or pointwise selection that the array allows."""
+    filled = {dim: n for dim, n in array.sizes.items() if n}
+    kinds: list[st.SearchStrategy[dict[Any, Any]]] = [
+        st.fixed_dictionaries({dim: st.slices(n) for dim, n in array.sizes.items()})
+    ]
+    if filled:
+        kinds += [basic_indexers(sizes=filled), outer_array_indexers(sizes=filled, min_dims=1)]
+    if len(filled) > 1:
+        kinds.append(vectorized_indexers(sizes=filled))
+    return draw(st.one_of(kinds))
