@@ -121,7 +121,7 @@ def _comparison(
     for operation, bound in _REFERENCE_GOALS.items():
         lazies = [mine, theirs, *stores]
         jobs = {lazy.name: _job(lazy, operation) for lazy in lazies}
-        found = time_paired(jobs, repeats=size.repeats, retries=size.retries)
+        found = time_paired(jobs, repeats=size.repeats, patience_s=size.patience_s)
         fastest = min((s.name for s in stores), key=lambda n: found[n].median, default="")
         goals = {
             theirs.name: Goal(of="ratio", relation=">=", bound=bound),
@@ -157,7 +157,7 @@ def _scaling(mine: _Lazy, theirs: _Lazy, workplace: Workplace) -> Table:
     for workers in range(1, cpu_count() + 1):
         with dask.config.set(num_workers=workers):
             jobs = {lazy.name: _job(lazy, "max") for lazy in (mine, theirs)}
-            found = time_paired(jobs, repeats=size.repeats, retries=size.retries)
+            found = time_paired(jobs, repeats=size.repeats, patience_s=size.patience_s)
         case = f"max, {workers} workers"
         rows.append(timed_row(case, mine.name, found[mine.name]))
         rows.append(timed_row(case, theirs.name, found[theirs.name], mine=found[mine.name]))

@@ -19,8 +19,9 @@ from benchmarks.timing import time_paired
 from mlarray_xr import MlaArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from benchmarks.contenders import Read
     from benchmarks.data import Box, Volume, Workplace
     from benchmarks.timing import Samples
 
@@ -53,7 +54,8 @@ def run(workplace: Workplace) -> list[Table]:
                 f"{cpu_count()} threads. The limit decodes every chunk from memory into reused "
                 "buffers with `blosc2.decompress2` and the GIL released, and puts nothing in its "
                 "place; the second row does the same into one buffer as large as the volume, which "
-                "costs memory bandwidth but no copy either. Rates count decoded bytes: those of all blocks that a read touches."
+                "costs memory bandwidth but no copy either. Rates count decoded bytes: those of "
+                "all blocks that a read touches."
             ),
             rows=tuple(rows),
         )
@@ -75,7 +77,9 @@ def _rows(volume: Volume, workplace: Workplace) -> list[Row]:
         before = blosc2.set_releasegil(True)
         try:
             found = time_paired(
-                {w.name: w.job for w in (limit, *works)}, repeats=size.repeats, retries=size.retries
+                {w.name: w.job for w in (limit, *works)},
+                repeats=size.repeats,
+                patience_s=size.patience_s,
             )
         finally:
             blosc2.set_releasegil(before)
@@ -137,26 +141,25 @@ def _patches(volume: Volume, workplace: Workplace, pool: ThreadPoolExecutor | No
     (contender,) = (c for c in prepare(volume, modules=("ours",))[0] if c.name == wanted)
     reads = [contender.open_reader() for _ in range(readers)]
 
-    def boxes(reader: int, repeat: int) -> list[Box]:
-        seed = repeat * readers + reader
-        return random_boxes(size.shape, edge=edge, count=size.patches(edge), seed=seed)
+    def boxes(repeat: int) -> list[Box]:
+        count = size.patches(edge) * readers
+        return random_boxes(size.shape, edge=edge, count=count, seed=repeat)
 
-    def read_all(reader: int, repeat: int) -> None:
-        for box in boxes(reader, repeat):
-            reads[reader](box)
+    def read_all(read: Read, boxes: Iterator[Box]) -> None:
+        for box in boxes:
+            read(box)
 
     def job(repeat: int) -> None:
+        waiting = iter(boxes(repeat))
         if pool is None:
-            read_all(0, repeat)
+            read_all(reads[0], waiting)
         else:
-            list(pool.map(read_all, range(readers), [repeat] * readers))
+            list(pool.map(read_all, reads, [waiting] * readers))
 
     return _Work(
         name=f"patches of {edge} cubed, {how}",
         job=job,
-        decoded_bytes=lambda repeat: sum(
-            _touched_bytes(box, array) for r in range(readers) for box in boxes(r, repeat)
-        ),
+        decoded_bytes=lambda repeat: sum(_touched_bytes(box, array) for box in boxes(repeat)),
     )
 
 

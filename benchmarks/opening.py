@@ -82,7 +82,7 @@ def _times(path: Path, workplace: Workplace) -> list[Row]:
         "xarray.open_dataset, chunks={}": lambda: ours.open_dataset(path, chunks={}),
     }
     jobs = {name: _repeated(opener) for name, opener in openers.items()}
-    samples = time_paired(jobs, repeats=size.repeats, retries=size.retries)
+    samples = time_paired(jobs, repeats=size.repeats, patience_s=size.patience_s)
     found = {name: s.divided(_PER_REPEAT) for name, s in samples.items()}
     mine = found["MlaArray(path)"]
     return [
@@ -111,7 +111,7 @@ def _cube_rows(path: Path, workplace: Workplace) -> list[Row]:
     """Open the cube lazily and count Dask's tasks."""
     name, size = "xarray.open_dataset, chunks={}", workplace.size
     job = {name: lambda repeat: ours.open_dataset(path, chunks={})}  # noqa: ARG005
-    taken = time_paired(job, repeats=size.repeats, retries=size.retries)[name]
+    taken = time_paired(job, repeats=size.repeats, patience_s=size.patience_s)[name]
     tasks = len(dict(ours.open_dataset(path, chunks={}).__dask_graph__()))
     return [
         timed_row("open the cube", name, taken, goal=_CUBE),

@@ -11,10 +11,10 @@ from benchmarks.report import Goal, Table, timed_row
 from benchmarks.timing import time_paired
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from benchmarks.contenders import Contender
-    from benchmarks.data import Workplace
+    from benchmarks.contenders import Contender, Read
+    from benchmarks.data import Box, Workplace
     from benchmarks.report import Skip
     from benchmarks.size import Size
     from benchmarks.timing import Samples
@@ -75,7 +75,7 @@ def _by_two_threads(contenders: list[Contender], size: Size, *, about: str, titl
     for edge in size.edges:
         with ThreadPoolExecutor(_READERS) as pool:
             jobs = {c.name: _job(c, size, edge=edge, pool=pool) for c in chosen}
-            samples = time_paired(jobs, repeats=size.repeats, retries=size.retries)
+            samples = time_paired(jobs, repeats=size.repeats, patience_s=size.patience_s)
         found = {name: s.divided(size.patches(edge) * _READERS) for name, s in samples.items()}
         case = f"{edge} cubed, {_READERS} Python threads"
         mine, theirs = found[ours.ONE_THREAD], found[reference.NAME]
@@ -125,7 +125,7 @@ def _peers(
 def _time_patches(contenders: list[Contender], size: Size, *, edge: int) -> dict[str, Samples]:
     """Return seconds per patch of each contender."""
     jobs = {c.name: _job(c, size, edge=edge, pool=None) for c in contenders}
-    samples = time_paired(jobs, repeats=size.repeats, retries=size.retries)
+    samples = time_paired(jobs, repeats=size.repeats, patience_s=size.patience_s)
     return {name: s.divided(size.patches(edge)) for name, s in samples.items()}
 
 
@@ -134,19 +134,19 @@ def _job(
 ) -> Callable[[int], object]:
     """Return what reads one repeat's patches, alone or in the threads of a pool."""
     readers = [contender.open_reader() for _ in range(_READERS if pool else 1)]
-    count = size.patches(edge)
+    count = size.patches(edge) * len(readers)
 
-    def read_all(reader: int, repeat: int) -> None:
-        seed = repeat * len(readers) + reader
-        for box in random_boxes(size.shape, edge=edge, count=count, seed=seed):
-            readers[reader](box)
+    def read_all(read: Read, boxes: Iterator[Box]) -> None:
+        for box in boxes:
+            read(box)
 
     def job(repeat: int) -> None:
+        # One list for all threads, so that none is idle while another has patches left.
+        boxes = iter(random_boxes(size.shape, edge=edge, count=count, seed=repeat))
         if pool is None:
-            read_all(0, repeat)
+            read_all(readers[0], boxes)
             return
-        waiting = [pool.submit(read_all, reader, repeat) for reader in range(len(readers))]
-        for future in waiting:
+        for future in [pool.submit(read_all, read, boxes) for read in readers]:
             future.result()
 
     return job

@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from benchmarks.load import DISTURBED
+
 if TYPE_CHECKING:
     from benchmarks.machine import Machine
     from benchmarks.size import Size
@@ -135,8 +137,9 @@ def render(tables: list[Table], *, machine: Machine, size: Size) -> str:
         "so that a busy moment counts for both. `CPU` is the CPU time of all threads, which other",
         "programs on the machine change little. Everything that was timed was first compared",
         "with the true values. Files were in the page cache. A repeat during which other programs",
-        f"used more than 15 % of the CPUs is taken again, at most {size.retries} times as many as",
-        "repeats in all: each section says how busy the machine was.",
+        f"used more than {100 * DISTURBED:.0f} % of the CPUs is taken again, for at most "
+        f"{size.patience_s:g} s per",
+        "comparison; each section says how busy the machine was.",
         "",
         "Goals on ratios of parallel reads are meant for 2 idle CPUs.",
         "",

@@ -21,8 +21,8 @@ class Size:
     """Voxels read per contender, repeat and patch size: divided among the patches."""
     repeats: int
     """Interleaved repeats of everything."""
-    retries: int
-    """How many disturbed repeats may be taken again, for each counted one."""
+    patience_s: float
+    """Seconds per comparison to wait for a quiet machine and take disturbed repeats again."""
     store_edges: tuple[int, int]
     """The two chunk edges that are tried for Zarr stores read through Dask."""
     sparse_shape: tuple[int, ...]
@@ -39,9 +39,9 @@ FULL = Size(
     name="full",
     shape=(448, 512, 448),
     edges=(64, 128, 192),
-    patch_voxels=24_000_000,
+    patch_voxels=48_000_000,
     repeats=11,
-    retries=2,
+    patience_s=40,
     store_edges=(64, 128),
     sparse_shape=(2048, 3500, 3500),
     cube_shape=(8192, 8192, 8192),
@@ -53,7 +53,7 @@ SMOKE = Size(
     edges=(24, 48, 80),
     patch_voxels=100_000,
     repeats=2,
-    retries=0,
+    patience_s=0,
     store_edges=(32, 64),
     sparse_shape=(256, 512, 512),
     cube_shape=(512, 512, 512),

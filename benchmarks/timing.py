@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.machine import cpu_count
+from benchmarks.load import DISTURBED, Moment, wait_for_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = ["Samples", "time_paired"]
-
-_STAT = Path("/proc/stat")
-# What a repeat may lose to other programs before it is taken again: 15 % of all CPUs. The
-# system counts in steps of 10 ms, so much less cannot be told from nothing.
-_DISTURBED = 0.15
-_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +57,7 @@ class Samples:
 
 
 def time_paired(
-    jobs: Mapping[str, Callable[[int], object]], *, repeats: int, retries: int = 0
+    jobs: Mapping[str, Callable[[int], object]], *, repeats: int, patience_s: float = 0
 ) -> dict[str, Samples]:
     """Run every job once per repeat, each repeat beginning with another one.
 
@@ -76,22 +68,23 @@ def time_paired(
         up and is not counted.
     repeats
         Counted repeats.
-    retries
-        How many repeats may be taken again, for each counted one, because other programs were
-        busy. That is told by their CPU time, never by what was measured.
+    patience_s
+        Seconds to spend on waiting for a quiet machine and taking disturbed repeats again. What is
+        disturbed is told by the CPU time of other programs, never by what was measured.
     """
     names = list(jobs)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     others: list[float] = []
-    left = retries * repeats
+    left = patience_s
     for repeat in range(repeats + 1):
         turn = repeat % len(names)
         order = names[turn:] + names[:turn]
         times, share = _run(jobs, order, repeat)
-        while share is not None and share > _DISTURBED and left and repeat:
-            left -= 1
-            time.sleep(_PAUSE_S)
+        while share is not None and share > DISTURBED and left > 0 and repeat:
+            begin = time.monotonic()
+            wait_for_quiet(left)
             times, share = _run(jobs, order, repeat)
+            left -= time.monotonic() - begin
         if repeat:
             for name in names:
                 taken[name].append(times[name])
@@ -111,7 +104,7 @@ def _run(
 ) -> tuple[dict[str, tuple[float, float]], float | None]:
     """Return elapsed and CPU seconds of each job, and the share of CPUs that others used."""
     taken = {}
-    busy, own, begin = _busy_seconds(), time.process_time(), time.perf_counter()
+    begin = Moment.now()
     for name in order:
         gc.collect()
         gc.disable()
@@ -122,17 +115,4 @@ def _run(
         finally:
             gc.enable()
         taken[name] = (wall, cpu)
-    elapsed, own = time.perf_counter() - begin, time.process_time() - own
-    after = _busy_seconds()
-    if busy is None or after is None:
-        return taken, None
-    return taken, max(0.0, (after - busy - own) / (elapsed * cpu_count()))
-
-
-def _busy_seconds() -> float | None:
-    """Return the CPU seconds this machine has spent so far, None where it does not tell."""
-    if not _STAT.is_file():
-        return None
-    counts = [int(n) for n in _STAT.read_text(encoding="ascii").splitlines()[0].split()[1:]]
-    idle, waiting, guest = counts[3], counts[4], sum(counts[8:])
-    return (sum(counts) - idle - waiting - guest) / os.sysconf("SC_CLK_TCK")
+    return taken, Moment.now().others_since(begin)

@@ -55,7 +55,7 @@ def _rows(volume: Volume, size: Size) -> list[Row]:
         mlarray.MLArray(values).save(theirs)
 
     jobs = {_OURS: write_ours, _REFERENCE: write_theirs}
-    found = time_paired(jobs, repeats=size.repeats, retries=size.retries)
+    found = time_paired(jobs, repeats=size.repeats, patience_s=size.patience_s)
     for path in (mine, theirs):
         if not np.array_equal(MlaArray(path)[...], values):
             msg = f"{path.name} holds wrong values"

@@ -8,8 +8,6 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-import numpy as np
-
 from mlarray_xr.errors import SourceChanged
 from mlarray_xr.planning.grid import box_shape, check_box, is_empty
 from mlarray_xr.planning.layout import Layout
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
     from mlarray_xr.format.frame import FrameHeader
@@ -347,9 +346,9 @@ class MlaArray:
 
 
 def _is_scalar(key: Any) -> bool:
-    """Tell whether a key of one element means a NumPy scalar: no index array and no ellipsis."""
+    """Tell whether a key of one element means a NumPy scalar: one without an ellipsis."""
     entries = key if isinstance(key, tuple) else (key,)
-    return not any(isinstance(entry, np.ndarray | list | EllipsisType) for entry in entries)
+    return not any(isinstance(entry, EllipsisType) for entry in entries)
 
 
 _CODEC_NAMES = {0: "blosclz", 1: "lz4", 2: "lz4hc", 4: "zlib", 5: "zstd"}

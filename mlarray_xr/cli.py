@@ -8,9 +8,9 @@ import json
 import math
 import os
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import mlarray_xr
 from mlarray_xr.errors import GeometryError, MlaError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """Return the grammar of the command line."""
     parser = argparse.ArgumentParser(prog="mla", description="Work with .mla files.")
-    parser.add_argument("--version", action="version", version=f"mla {mlarray_xr.__version__}")
+    parser.add_argument("--version", action="version", version=f"mla {version('mlarray-xr')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="describe a file without reading a voxel")

@@ -6,13 +6,13 @@
     ├── FormatError (ValueError)          the bytes are not a usable file: give it up
     │   ├── MetadataError                 the metadata entry is damaged, hostile or unknown
     │   └── ChunkError                    one chunk is damaged: other regions may still be read
-    ├── LayoutError (ValueError)          no chunks and blocks satisfy the request: change the request
+    ├── LayoutError (ValueError)          no chunks and blocks satisfy the request: change it
     ├── GeometryError (ValueError)        the spatial question has no true answer here
     ├── ConversionError (ValueError)      the object cannot be expressed in the target format
     ├── SourceError (OSError)             the bytes could not be had: check the address
-    │   └── SourceChanged                 the file was replaced, truncated or removed since it was opened
+    │   └── SourceChanged                 the file was replaced, truncated or removed meanwhile
     ├── AllocationError (MemoryError)     the result cannot fit this machine: read less at once
-    └── MissingDependencyError (ImportError)   an optional package is needed: install the named extra
+    └── MissingDependencyError (ImportError)   an optional package is needed: install the extra
 
 Missing files, existing targets and wrong indices stay ``FileNotFoundError``, ``FileExistsError``
 and ``IndexError``. Every class takes one message, so that it survives pickling back from a worker.

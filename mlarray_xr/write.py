@@ -25,6 +25,7 @@ from mlarray_xr.planning.layout import Layout, plan_layout
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.encode import EncodedChunk, FramePlan, encode_part, released_gil
+from mlarray_xr.storage.publication import published
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
@@ -175,10 +176,11 @@ def to_mla(
     chosen = Codec.parse(codec) if isinstance(codec, str) else codec
     plan = FramePlan(shape=values.shape, dtype_str=values.dtype.str, layout=layout, codec=chosen)
     stored = encode_metadata(_with_storage(described, plan))
-    with FrameWriter(target, plan=plan, metadata=stored, overwrite=mode == "w") as writer:
+    with published(target, overwrite=mode == "w") as file:
+        writer = FrameWriter(file, plan=plan, metadata=stored)
         for encoded in _encoded(values, plan):
             writer.append(encoded)
-        file_bytes = writer.publish()
+        file_bytes = writer.finish()
     return WriteReport(
         path=target,
         shape=plan.shape,

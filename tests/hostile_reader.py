@@ -7,6 +7,7 @@ empty working directory, memory limit and alarm. A child that dies answers with 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -48,7 +49,7 @@ def run_jobs(jobs: list[dict[str, Any]], *, marker: Path, native: bool) -> list[
         env=environment,
         capture_output=True,
         text=True,
-        timeout=SECONDS_PER_JOB * 10,
+        timeout=SECONDS_PER_JOB * 20,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -134,7 +135,7 @@ def _damaged_chunk_fields(data: bytes) -> Iterator[bytes]:
                 if chunk + at + 4 <= len(data):
                     yield _replaced(data, chunk + at, raw)
         for at in (0, 1, 2, 3, *range(16, 32)):
-            for byte in (0, 1, 2, 3, 4, 5, 6, 0x10, 0x20, 0x30, 0x40, 0x50, 0x70, 0xA0, 0xFF):
+            for byte in (0, 1, 2, 3, 6, 0x10, 0x20, 0x30, 0x40, 0x70, 0xFF):
                 yield _replaced(data, chunk + at, bytes([byte]))
 
 
@@ -163,6 +164,13 @@ ACTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+def import_engine() -> None:
+    """Import what opening and showing a dataset needs."""
+    dataset = xr.Dataset({"image": (("y", "x"), np.zeros((2, 2)))})
+    assert repr(dataset)
+    assert dataset._repr_html_()
+
+
 def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job and say how it ended."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -172,7 +180,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     except (MlaError, FileNotFoundError) as error:
         ended = {"outcome": "error", "kinds": [c.__name__ for c in type(error).__mro__]}
         ended["text"] = str(error)
-    except BaseException as error:  # noqa: BLE001 - the answer names it
+    except BaseException as error:
         ended = {"outcome": "unexpected", "text": f"{type(error).__name__}: {str(error)[:4000]}"}
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     left = sorted(name for name in os.listdir() if not name.startswith("copy"))
@@ -204,6 +212,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     wanted = os.environ["MLARRAY_XR_NATIVE"] == "1"
     assert wanted or native_library() is None
+    # What every child would import anew; nothing is opened here, no thread is started.
+    importlib.import_module("blosc2")
+    xr.backends.list_engines()
+    import_engine()
     for line in sys.stdin:
         print(json.dumps(in_child(json.loads(line))), flush=True)
 

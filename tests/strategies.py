@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from xarray.testing.strategies import basic_indexers, outer_array_indexers, vectorized_indexers
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
 __all__ = ["Stored", "boxes", "dtypes", "isel_of", "layouts", "shapes", "stored", "values_of"]
 
@@ -59,9 +59,7 @@ def layouts(draw: st.DrawFn, shape: Shape) -> tuple[Shape, Shape]:
 def stored(
     draw: st.DrawFn, *, min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 9
 ) -> Stored:
-    shape = draw(
-        shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side)
-    )
+    shape = draw(shapes(min_dims=min_dims, max_dims=max_dims, min_side=min_side, max_side=max_side))
     chunks, blocks = draw(layouts(shape))
     values = values_of(shape, draw(dtypes()), draw(st.integers(0, 2**16)))
     return Stored(values, chunks, blocks)
@@ -77,8 +75,10 @@ def boxes(draw: st.DrawFn, shape: Shape) -> tuple[tuple[int, int], ...]:
 def isel_of(draw: st.DrawFn, array: xr.DataArray) -> dict[Any, Any]:
     """Draw a basic, orthogonal or pointwise selection that the array allows."""
     filled = {dim: n for dim, n in array.sizes.items() if n}
+    # Hypothesis draws steps of 2**63 for empty axes, xarray 2026.9 cannot represent them.
+    empty = st.sampled_from([slice(None), slice(None, None, -2), slice(0, 0)])
     kinds: list[st.SearchStrategy[dict[Any, Any]]] = [
-        st.fixed_dictionaries({dim: st.slices(n) for dim, n in array.sizes.items()})
+        st.fixed_dictionaries({dim: st.slices(n) if n else empty for dim, n in array.sizes.items()})
     ]
     if filled:
         kinds += [basic_indexers(sizes=filled), outer_array_indexers(sizes=filled, min_dims=1)]

@@ -13,6 +13,7 @@ import pytest
 from mlarray_xr.array import MlaArray
 from mlarray_xr.errors import ChunkError, FormatError
 from mlarray_xr.format.chunk import (
+    _MAX_INDEX_BYTES,
     check_chunks,
     check_index,
     check_index_header,
@@ -230,7 +231,7 @@ def test_an_index_shorter_than_its_header_is_refused() -> None:
 
 
 def test_the_number_of_chunks_is_bounded() -> None:
-    n_chunks = (1 << 26) + 1
+    n_chunks = _MAX_INDEX_BYTES // 8 + 1
     header = replace(SMALL.header, shape=(8 * n_chunks, 24))
     head = special_chunk(8 * n_chunks, 3, bytes(8))
     with pytest.raises(FormatError, match=f"{n_chunks} chunks exceed the limit"):

@@ -77,11 +77,10 @@ def sparse(path: Path, *, shape: tuple[int, ...], chunks: tuple[int, ...], dtype
     from mlarray_xr.format.metadata_codec import encode_metadata
 
     n_chunks = math.prod(plan.chunk_grid)
-    with FrameWriter(
-        str(path), plan=plan, metadata=encode_metadata(metadata), overwrite=False
-    ) as writer:
+    with path.open("xb") as file:
+        writer = FrameWriter(file, plan=plan, metadata=encode_metadata(metadata))
         writer.append(EncodedChunk(number=i, data=b"", special=1) for i in range(n_chunks))
-        writer.publish()
+        writer.finish()
 
 
 FORMS: dict[str, tuple[Any, Any]] = {
@@ -109,7 +108,9 @@ def test_equals_numpy_under_every_scheduler(volume: Path, scheduler: str) -> Non
     array = from_mla(volume, chunks="file")
     with dask.config.set(scheduler=scheduler, num_workers=2):
         np.testing.assert_array_equal(array.compute(), VALUES)
-        np.testing.assert_array_equal(array[::-2, 3, [5, 1, 1]].compute(), VALUES[::-2, 3][:, [5, 1, 1]])
+        np.testing.assert_array_equal(
+            array[::-2, 3, [5, 1, 1]].compute(), VALUES[::-2, 3][:, [5, 1, 1]]
+        )
         assert int(array.sum().compute()) == int(VALUES.sum())
 
 
@@ -120,14 +121,12 @@ def test_equals_numpy_on_a_cluster(volume: Path, cluster: Client) -> None:
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=stored(min_dims=1), inline=st.booleans(), chunks=st.sampled_from(["auto", "file", -1]))
-def test_any_array_equals_numpy(
-    content: Stored, inline: bool, chunks: Any, tmp_path: Path
-) -> None:
+@given(
+    content=stored(min_dims=1), inline=st.booleans(), chunks=st.sampled_from(["auto", "file", -1])
+)
+def test_any_array_equals_numpy(content: Stored, inline: bool, chunks: Any, tmp_path: Path) -> None:
     path = tmp_path / "any.mla"
-    mlarray_xr.to_mla(
-        content.values, path, chunks=content.chunks, blocks=content.blocks, mode="w"
-    )
+    mlarray_xr.to_mla(content.values, path, chunks=content.chunks, blocks=content.blocks, mode="w")
     array = from_mla(path, chunks=chunks, inline_array=inline)
     actual = array.compute(scheduler="synchronous")
     assert actual.dtype == content.values.dtype
@@ -209,9 +208,7 @@ def assert_whole_chunks(parts: Any, chunks: tuple[int, ...]) -> None:
         assert all(border % chunk == 0 for border in itertools.accumulate(extents[:-1]))
 
 
-def test_half_a_terabyte_opens_in_few_tasks_and_no_memory(
-    tmp_path: Path, reads: list[Any]
-) -> None:
+def test_half_a_terabyte_opens_in_few_tasks_and_no_memory(tmp_path: Path, reads: list[Any]) -> None:
     path = tmp_path / "huge.mla"
     sparse(path, shape=(8192, 8192, 8192), chunks=(256, 256, 256), dtype="u1")
     assert path.stat().st_size < 1_000_000

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import blosc2
 import numpy as np
 import pytest
 
@@ -21,78 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-Answers = dict[str, dict[str, dict[str, Any]]]
-
 FOLDER = DATA / "hostile"
 SMALL = DATA / "mla" / "0.0.54" / "img2d.mla"
 NAMES = sorted(path.name for path in FOLDER.iterdir() if path.suffix in {".mla", ".b2nd"})
 GOOD = {"_control_good.mla", "op.b2nd"}
 MODES = ("array", "dataset")
+FLIPPED = ("header", "payload", "index", "trailer", "anywhere")
 MOST_GROWN_BYTES = 512 << 20
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["native", "portable"])
-def readers(request: pytest.FixtureRequest) -> bool:
-    wanted: bool = request.param
-    return wanted
+Job = tuple[str, str]
 
 
-@pytest.fixture(scope="module")
-def answers(readers: bool, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    marker = tmp_path_factory.mktemp("hostile") / "marker"
-    jobs = [{"action": mode, "path": str(FOLDER / name)} for name in NAMES for mode in MODES]
-    found = run_jobs(jobs, marker=marker, native=readers)
-    assert len(found) == len(jobs)
-    assert not marker.exists()
-    assert not list(FOLDER.glob("mla_marker*"))
-    result: Answers = {name: {} for name in NAMES}
-    for job, answer in zip(jobs, found, strict=True):
-        result[job["path"].rpartition("/")[2]][job["action"]] = answer
-    return result
-
-
-def test_every_hostile_file_is_tried() -> None:
-    assert set(NAMES) - GOOD == set(HOSTILE) - GOOD
-    assert len(NAMES) >= 70
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", NAMES)
-def test_hostile_file(answers: Answers, name: str, mode: str) -> None:
-    answer = answers[name][mode]
-    assert answer["outcome"] in {"done", "error"}, answer["text"]
-    assert answer["left"] == []
-    assert answer["grown_bytes"] < MOST_GROWN_BYTES
-    expect = "open" if name in GOOD else HOSTILE[name]["expect"]
-    if expect == "refuse" or (expect == "read_error" and mode == "array"):
-        assert answer["outcome"] == "error"
-    if expect == "open" or (expect == "read_error" and mode == "dataset"):
-        assert answer["outcome"] == "done", answer["text"]
-    if answer["outcome"] == "error":
-        assert "FormatError" in answer["kinds"]
-        assert name in answer["text"]
-        if expect == "read_error":
-            assert "ChunkError" in answer["kinds"]
-
-
-def test_the_good_file_reads_right(answers: Answers) -> None:
-    expected = np.load(FOLDER / "_control_good.npy")
-    corner = expected[(slice(0, 2),) * expected.ndim]
-    assert answers["_control_good.mla"]["array"]["value"] == corner.tolist()
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["frame_codec_unknown.mla", "frame_trailing_junk.mla", "sem_shape_lie.mla",
-     "vlmeta_other_key_ext43.mla", "sem_axis_labels_dup.mla"],
-)  # fmt: skip
-def test_harmless_damage_reads_right_values_or_is_refused(answers: Answers, name: str) -> None:
-    answer = answers[name]["array"]
-    if answer["outcome"] == "done":
-        assert answer["value"] == answers["_control_good.mla"]["array"]["value"]
-
-
-def job(path: Path, region: str, *, seed: int = 0, count: int = 1) -> dict[str, Any]:
+def mutate(path: Path, region: str, *, seed: int = 0, count: int = 1) -> dict[str, Any]:
     options = {"seed": seed, "count": count, "region": region}
     return {"action": "mutations", "path": str(path), "options": options}
 
@@ -111,35 +52,102 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [plain, image]
 
 
-def assert_survived(found: list[dict[str, Any]]) -> dict[str, int]:
-    total = {"read": 0, "refused": 0}
-    for answer in found:
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "portable"])
+def answers(
+    request: pytest.FixtureRequest, victims: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[Job, dict[str, Any]]:
+    """Read everything once with each reader, in one subprocess that forks for every job."""
+    folder = tmp_path_factory.mktemp("hostile")
+    jobs: dict[Job, dict[str, Any]] = {
+        (mode, name): {"action": mode, "path": str(FOLDER / name)}
+        for name in NAMES
+        for mode in MODES
+    }
+    for i, victim in enumerate(victims):
+        for region in ("truncations", "integers", "fields"):
+            jobs[region, str(i)] = mutate(victim, region)
+        for region in FLIPPED:
+            for seed in range(2):
+                jobs[region, f"{i} {seed}"] = mutate(victim, region, seed=seed, count=150)
+    for name, frame in {**crafted_indexes(), **crafted_extents()}.items():
+        path = folder / f"{name}.b2nd"
+        path.write_bytes(frame)
+        for mode in MODES:
+            jobs[mode, name] = {"action": mode, "path": str(path)}
+    found = run_jobs(list(jobs.values()), marker=folder / "marker", native=request.param)
+    assert len(found) == len(jobs)
+    assert not (folder / "marker").exists()
+    assert not list(FOLDER.glob("mla_marker*"))
+    return dict(zip(jobs, found, strict=True))
+
+
+def test_every_hostile_file_is_tried() -> None:
+    assert set(NAMES) - GOOD == set(HOSTILE) - GOOD
+    assert len(NAMES) >= 70
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_file(answers: dict[Job, dict[str, Any]], name: str, mode: str) -> None:
+    answer = answers[mode, name]
+    assert answer["outcome"] in {"done", "error"}, answer["text"]
+    assert answer["left"] == []
+    assert answer["grown_bytes"] < MOST_GROWN_BYTES
+    expect = "open" if name in GOOD else HOSTILE[name]["expect"]
+    if expect == "refuse" or (expect == "read_error" and mode == "array"):
+        assert answer["outcome"] == "error"
+    if expect == "open" or (expect == "read_error" and mode == "dataset"):
         assert answer["outcome"] == "done", answer["text"]
-        for key in total:
-            total[key] += answer["value"][key]
+    if answer["outcome"] == "error":
+        assert "FormatError" in answer["kinds"]
+        assert name in answer["text"]
+        if expect == "read_error":
+            assert "ChunkError" in answer["kinds"]
+
+
+def test_the_good_file_reads_right(answers: dict[Job, dict[str, Any]]) -> None:
+    expected = np.load(FOLDER / "_control_good.npy")
+    corner = expected[(slice(0, 2),) * expected.ndim]
+    assert answers["array", "_control_good.mla"]["value"] == corner.tolist()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["frame_codec_unknown.mla", "frame_trailing_junk.mla", "sem_shape_lie.mla",
+     "vlmeta_other_key_ext43.mla", "sem_axis_labels_dup.mla"],
+)  # fmt: skip
+def test_harmless_damage_reads_right(answers: dict[Job, dict[str, Any]], name: str) -> None:
+    answer = answers["array", name]
+    if HOSTILE[name]["expect"] == "open" or answer["outcome"] == "done":
+        assert answer["value"] == answers["array", "_control_good.mla"]["value"]
+
+
+def total_of(answers: dict[Job, dict[str, Any]], region: str) -> dict[str, int]:
+    """Sum what became of the damaged copies; every one was read or refused."""
+    total = {"read": 0, "refused": 0}
+    for (kind, _), answer in answers.items():
+        if kind == region:
+            assert answer["outcome"] == "done", answer["text"]
+            for key in total:
+                total[key] += answer["value"][key]
     return total
 
 
-def test_truncation_at_every_length(readers: bool, victims: list[Path], tmp_path: Path) -> None:
-    found = run_jobs(
-        [job(v, "truncations") for v in victims], marker=tmp_path / "m", native=readers
-    )
-    total = assert_survived(found)
-    assert total == {"read": 0, "refused": sum(v.stat().st_size for v in victims)}
+def test_truncation_at_every_length(
+    answers: dict[Job, dict[str, Any]], victims: list[Path]
+) -> None:
+    n_bytes = sum(victim.stat().st_size for victim in victims)
+    assert total_of(answers, "truncations") == {"read": 0, "refused": n_bytes}
 
 
 @pytest.mark.parametrize("region", ["integers", "fields"])
-def test_extreme_numbers_in_every_field(
-    readers: bool, victims: list[Path], tmp_path: Path, region: str
-) -> None:
-    found = run_jobs([job(v, region) for v in victims], marker=tmp_path / "m", native=readers)
-    assert assert_survived(found)["refused"] > 100
+def test_extreme_numbers_in_every_field(answers: dict[Job, dict[str, Any]], region: str) -> None:
+    assert total_of(answers, region)["refused"] > 100
 
 
-@pytest.mark.parametrize("region", ["header", "payload", "index", "trailer", "anywhere"])
-def test_random_bit_flips(readers: bool, victims: list[Path], tmp_path: Path, region: str) -> None:
-    jobs = [job(v, region, seed=seed, count=150) for v in victims for seed in range(2)]
-    total = assert_survived(run_jobs(jobs, marker=tmp_path / "m", native=readers))
+@pytest.mark.parametrize("region", FLIPPED)
+def test_random_bit_flips(answers: dict[Job, dict[str, Any]], region: str) -> None:
+    total = total_of(answers, region)
     assert sum(total.values()) == 600
     assert total["refused"] > 0
 
@@ -151,26 +159,36 @@ def crafted_indexes() -> dict[str, bytes]:
     for code in range(8):
         for value in (b"", bytes(8), bytes(16), b"\x7f" * 8, b"\xff" * 8, b"\x01" * 32):
             index = special_chunk(32, code, value)
-            found[f"{code}-{value.hex()}"] = sections.with_index(index).joined()
+            found[f"index-{code}-{value.hex()}"] = sections.with_index(index).joined()
     return found
 
 
-def test_indexes_without_streams(readers: bool, tmp_path: Path) -> None:
-    jobs = []
-    for name, frame in crafted_indexes().items():
-        path = tmp_path / f"{name}.b2nd"
-        path.write_bytes(frame)
-        jobs.append({"action": "array", "path": str(path)})
-    for answer in run_jobs(jobs, marker=tmp_path / "m", native=readers):
+def crafted_extents() -> dict[str, bytes]:
+    """Arrays of a few hundred bytes that claim very many chunks."""
+    return {f"many-{bits}": many_tiny_chunks(1 << bits) for bits in (10, 20, 24, 26)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_indexes_without_streams(answers: dict[Job, dict[str, Any]], mode: str) -> None:
+    for name in crafted_indexes():
+        answer = answers[mode, name]
         assert answer["outcome"] in {"done", "error"}, answer["text"]
-        if answer["outcome"] == "done":
+        if answer["outcome"] == "done" and mode == "array":
             assert answer["value"] == [0, 1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["many-10", "many-20", "many-24", "many-26"])
+def test_very_many_chunks_cost_little(
+    answers: dict[Job, dict[str, Any]], name: str, mode: str
+) -> None:
+    answer = answers[mode, name]
+    assert answer["outcome"] in {"done", "error"}, answer["text"]
+    assert answer["grown_bytes"] < MOST_GROWN_BYTES
 
 
 def many_tiny_chunks(n_chunks: int) -> bytes:
     """Return a file of a few hundred bytes that claims very many chunks of one byte."""
-    import blosc2
-
     sections = sections_of(blosc2.zeros((1024,), dtype="u1", chunks=(1,), blocks=(1,)).to_cframe())
     extent = sections.header.index((1024).to_bytes(8, "big"), 100)
     header = replaced(sections.header, extent, n_chunks.to_bytes(8, "big"))
@@ -178,16 +196,6 @@ def many_tiny_chunks(n_chunks: int) -> bytes:
     zeros = special_chunk(8 * n_chunks, 3, (0x81 << 56).to_bytes(8, "little"))
     frame = header + zeros + sections.trailer
     return replaced(frame, 16, len(frame).to_bytes(8, "big"))
-
-
-@pytest.mark.parametrize("n_chunks", [1 << 20, 1 << 24, 1 << 26])
-def test_very_many_chunks_cost_little(readers: bool, tmp_path: Path, n_chunks: int) -> None:
-    path = tmp_path / "many.b2nd"
-    path.write_bytes(many_tiny_chunks(n_chunks))
-    jobs = [{"action": mode, "path": str(path)} for mode in MODES]
-    for answer in run_jobs(jobs, marker=tmp_path / "m", native=readers):
-        assert answer["outcome"] in {"done", "error"}, answer["text"]
-        assert answer["grown_bytes"] < MOST_GROWN_BYTES
 
 
 def test_every_truncation_is_refused_on_opening() -> None:
@@ -242,7 +250,7 @@ def test_an_address_on_the_network_is_refused(url: str) -> None:
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none.mla"):
+    with pytest.raises(FileNotFoundError, match=r"none\.mla"):
         MlaArray(tmp_path / "none.mla")
 
 
@@ -271,9 +279,6 @@ def test_an_unreadable_file_raises_the_package_s_error(tmp_path: Path) -> None:
 
 
 def test_errors_never_show_metadata() -> None:
-    for name, entry in HOSTILE.items():
-        if entry["caught_by"] if "caught_by" in entry else False:
-            assert json.dumps(name)
     data = SMALL.read_bytes()
     with pytest.raises(MlaError) as caught:
         MlaArray(data[:-1])

@@ -282,9 +282,8 @@ def test_time_is_a_coordinate_and_scaling_an_attribute(tmp_path: Path) -> None:
     array = open_nifti(tmp_path / "scaled.nii")
     assert array.dtype == np.int16
     assert (array.scl_slope, array.scl_inter) == (0.5, -7.0)
-    np.testing.assert_allclose(
-        array * array.scl_slope + array.scl_inter, np.arange(210.0).reshape(SHAPE), atol=0.5
-    )
+    values = stored(tmp_path / "scaled.nii")[1].get_fdata()
+    np.testing.assert_allclose(array * array.scl_slope + array.scl_inter, values)
 
 
 def test_a_spectrum_is_not_time(tmp_path: Path) -> None:
@@ -397,7 +396,7 @@ def test_headers_are_made_from_the_geometry(dtype: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, array)
     np.testing.assert_allclose(made.affine, array.mla.affine)
     np.testing.assert_allclose(made.get_qform(), array.mla.affine, atol=1e-5)
-    assert made.header.get_slope_inter() == (1, 0) or made.header["scl_slope"] == 1
+    assert (made.dataobj.slope, made.dataobj.inter) == (1, 0)
 
 
 def test_lps_becomes_ras(tmp_path: Path) -> None:
@@ -467,7 +466,7 @@ def test_a_plane_of_a_volume_becomes_a_volume_of_one_slice(tmp_path: Path) -> No
     assert found.shape == (6, 7, 1)
     expected = stored(tmp_path / "a.nii")[1].slicer[:, :, 3:4]
     np.testing.assert_allclose(made.affine, expected.affine, atol=1e-5)
-    np.testing.assert_array_equal(found, expected.dataobj.get_unscaled())
+    np.testing.assert_array_equal(found, expected.dataobj)
 
 
 def test_a_crop_keeps_what_is_still_true_of_the_header(tmp_path: Path) -> None:
@@ -633,6 +632,26 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
             open_nifti(tmp_path / name)
 
 
+def test_shapes_beyond_any_machine_are_refused_even_without_voxels(tmp_path: Path) -> None:
+    nib.save(image(kind=nib.Nifti2Image), tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<4q", data, 16, 3, 0, 2**40, 2**40)
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(ConversionError, match="are no array"):
+        open_nifti(tmp_path / "a.nii")
+
+
+def test_arrays_without_voxels_come_back(tmp_path: Path) -> None:
+    nib.save(image(), tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())[:352]
+    struct.pack_into("<4h", data, 40, 3, 4, 0, 5)
+    (tmp_path / "a.nii").write_bytes(data)
+    nifti_to_mla(tmp_path / "a.nii", tmp_path / "a.mla")
+    assert MlaArray(tmp_path / "a.mla").shape == (4, 0, 5)
+    mla_to_nifti(tmp_path / "a.mla", tmp_path / "b.nii")
+    assert (tmp_path / "b.nii").read_bytes() == data
+
+
 def test_names_must_agree_with_the_header(tmp_path: Path) -> None:
     nib.save(image(kind=nib.Nifti1Pair), tmp_path / "a.img")
     os.rename(tmp_path / "a.hdr", tmp_path / "b.nii")
@@ -660,7 +679,6 @@ def test_without_nibabel_the_extra_is_named(tmp_path: Path) -> None:
     ),
     form=st.sampled_from([(1, 1), (0, 1), (0, 0)]),
 )
-@pytest.mark.filterwarnings("default")
 def test_damaged_headers_open_or_raise_our_errors(
     changes: list[tuple[int, bytes]], form: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ import mlarray_xr
 from mlarray_xr.errors import ConversionError, LayoutError, SourceChanged
 from mlarray_xr.format.metadata import Metadata, Spatial
 from mlarray_xr.planning.codec import Codec
-from tests.strategies import boxes, dtypes, layouts, shapes, stored, values_of
+from tests.strategies import boxes, dtypes, shapes, stored, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,9 +149,7 @@ def test_bytes_are_the_same_on_a_cluster(tmp_path: Path, cluster: Client) -> Non
         assert (tmp_path / f"{method}.mla").read_bytes() == expected
 
 
-def test_bytes_do_not_depend_on_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_do_not_depend_on_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlarray_xr.write._PART_BYTES", 1)
     found = set()
     for threads in (1, 2, 7, 7, 7):
@@ -283,7 +281,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlarray_xr.storage.assembly.os.fsync", full)
+    monkeypatch.setattr("mlarray_xr.storage.publication.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         mlarray_xr.to_mla(VALUES, tmp_path / "a.mla")
     assert names_in(tmp_path) == []
@@ -454,7 +452,9 @@ def test_the_report_tells_what_was_written(tmp_path: Path) -> None:
         assert part in str(report)
 
 
-@pytest.mark.parametrize("codec", ["blosclz-5", "lz4-1", "lz4hc-9-none", "zlib-6", "zstd-1-bitshuffle"])
+@pytest.mark.parametrize(
+    "codec", ["blosclz-5", "lz4-1", "lz4hc-9-none", "zlib-6", "zstd-1-bitshuffle"]
+)
 def test_codecs(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "a.mla"
     mlarray_xr.to_mla(VALUES, path, codec=codec, **LAYOUT)

@@ -39,6 +39,7 @@ _VERSION = {348: b"1", 540: b"2"}
 _ALIGNMENT = 16
 _MAX_EXTENSION_BYTES = 1 << 20
 _MAX_NDIM = 7
+_MAX_SIZE = 2**59
 _MAX_NIFTI1_EXTENT = 32767
 _EXTENDED_PRECISION = (1536, 2048)
 _ALIGNED_ANATOMY = 2
@@ -181,7 +182,8 @@ class NiftiHeader:
         """Extents, in the order of the indices i, j, k."""
         ndim = int(self.parsed["dim"][0])
         shape = tuple(map(int, self.parsed.get_data_shape()))
-        if not 1 <= ndim <= _MAX_NDIM or min(shape) < 0:
+        size = math.prod(n for n in shape if n)
+        if not 1 <= ndim <= _MAX_NDIM or min(shape) < 0 or size >= _MAX_SIZE:
             raise ConversionError(f"{ndim} dimensions of extents {shape} are no array")
         return shape
 
@@ -326,7 +328,8 @@ def spatial_names(affine: NDArray[np.float64]) -> tuple[str, str, str]:
     from nibabel.orientations import io_orientation
 
     try:
-        along = io_orientation(affine)[:, 0].tolist()
+        with np.errstate(all="ignore"):
+            along = io_orientation(affine)[:, 0].tolist()
     except np.linalg.LinAlgError:
         return ("x", "y", "z")
     if sorted(along) != [0, 1, 2]:

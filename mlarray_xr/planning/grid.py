@@ -140,9 +140,7 @@ def plan_slabs(
         edge = min(first + (wanted - first + step // 2) // step * step, first + chunk)
         if edges[-1] < edge < stop:
             edges.append(edge)
-    return [
-        (*box[:axis], pair, *box[axis + 1 :]) for pair in itertools.pairwise([*edges, stop])
-    ]
+    return [(*box[:axis], pair, *box[axis + 1 :]) for pair in itertools.pairwise([*edges, stop])]
 
 
 def plan_part(

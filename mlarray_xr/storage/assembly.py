@@ -1,12 +1,9 @@
-"""Assembly: encoded chunks become one frame that appears under its name complete or not at all."""
+"""Assembly: encoded chunks become one frame, in any order, checked before it is published."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
-import uuid
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -18,7 +15,6 @@ from mlarray_xr.storage.source import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
 
@@ -29,66 +25,26 @@ _PAYLOAD_LEN_AT = 39
 
 
 class FrameWriter:
-    """Writes one frame into a temporary file beside the target and publishes it on success.
-
-    Chunks may come in any order, each exactly once. `publish` checks that none is missing, writes
-    the chunk table and the trailer, reopens the file as a reader would, forces it to disk and
-    renames it. Leaving the ``with`` block without `publish` removes the temporary file.
+    """Writes one frame into a new file: chunks in any order, each exactly once, then `finish`.
 
     Parameters
     ----------
-    path
-        The target.
+    file
+        An empty file on disk, open for writing; see `mlarray_xr.storage.publication`.
     plan
         What is written.
     metadata
         The encoded metadata entry.
-    overwrite
-        Whether an existing target may be replaced.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError
-        When there is no folder for the target, or a folder in its place.
-    FileExistsError
-        At once, or by `publish` when somebody else made the target meanwhile.
     """
 
-    def __init__(self, path: str, *, plan: FramePlan, metadata: bytes, overwrite: bool) -> None:
-        self._path, self._plan, self._overwrite = path, plan, overwrite
-        if not overwrite and os.path.lexists(path):
-            raise _exists(path)
-        folder = os.path.dirname(path)
-        if not os.path.isdir(folder or "."):
-            msg = f"{path}: the folder does not exist. To fix: os.makedirs({folder!r})"
-            raise FileNotFoundError(msg)
-        if os.path.isdir(path):
-            msg = f"{path}: a folder has this name. To fix: (1) remove it; (2) choose another name"
-            raise IsADirectoryError(msg)
+    def __init__(self, file: BinaryIO, *, plan: FramePlan, metadata: bytes) -> None:
+        self._file, self._plan = file, plan
         self._header, self._trailer = _template(plan, metadata)
         n_chunks = int(np.prod(plan.chunk_grid, dtype=np.int64)) if 0 not in plan.shape else 0
         self._offsets = np.zeros(n_chunks, np.int64)
         self._is_written = np.zeros(n_chunks, np.bool_)
         self._payload_len = 0
-        # Without the target's name: a name of the greatest length leaves no room for a suffix.
-        self._temporary = os.path.join(folder, f".{uuid.uuid4().hex}.mla.tmp")
-
-    def __enter__(self) -> Self:
-        """Create the temporary file."""
-        self._file = open(self._temporary, "xb")
-        self._file.write(self._header)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close and remove the temporary file; after `publish` there is none."""
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+        file.write(self._header)
 
     def append(self, chunks: Iterable[EncodedChunk]) -> None:
         """Add chunks to the frame.
@@ -100,7 +56,7 @@ class FrameWriter:
         """
         for chunk in chunks:
             if self._is_written[chunk.number]:
-                msg = f"chunk {chunk.number} of {self._path} was written before"
+                msg = f"chunk {chunk.number} was written before"
                 raise ValueError(msg)
             if chunk.special:
                 self._offsets[chunk.number] = (chunk.special - 128) << 56
@@ -110,24 +66,24 @@ class FrameWriter:
                 self._payload_len += len(chunk.data)
             self._is_written[chunk.number] = True
 
-    def publish(self) -> int:
-        """Complete the frame and give it its name.
+    def finish(self) -> int:
+        """Write chunk table, trailer and final header, and open the frame as a reader would.
 
         Returns
         -------
         int
-            Bytes of the file.
+            Bytes of the frame.
 
         Raises
         ------
         ValueError
             When chunks are missing.
-        FileExistsError
-            When the target exists and must not be replaced.
+        FormatError
+            When the frame does not read back.
         """
         if not self._is_written.all():
             missing = np.flatnonzero(~self._is_written)
-            msg = f"{len(missing)} chunks of {self._path} were never written, first {missing[0]}"
+            msg = f"{len(missing)} chunks were never written, the first is {missing[0]}"
             raise ValueError(msg)
         index = encode_index(self._offsets) if len(self._offsets) else b""
         total = len(self._header) + self._payload_len + len(index) + len(self._trailer)
@@ -138,45 +94,13 @@ class FrameWriter:
         self._file.seek(0)
         self._file.write(header)
         self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._check()
-        self._rename()
-        return total
-
-    def _check(self) -> None:
-        """Open the finished file as a reader would."""
-        found = open_frame(source_of(self._temporary)).header
+        found = open_frame(source_of(self._file.name)).header
         if (found.shape, found.dtype_str) != (self._plan.shape, self._plan.dtype.str):
-            msg = f"{self._path}: wrote {self._plan.shape}, found {found.shape} on reading it back"
+            msg = (
+                f"{self._plan.shape} was written, {found.shape} reads back: the disk may be failing"
+            )
             raise FormatError(msg)
-
-    def _rename(self) -> None:
-        """Move the file to its name, atomically, and force the directory to disk."""
-        if self._overwrite:
-            os.replace(self._temporary, self._path)
-        else:
-            try:
-                # Unlike a rename, a link refuses an existing target atomically.
-                os.link(self._temporary, self._path)
-            except FileExistsError:
-                raise _exists(self._path) from None
-            except OSError:
-                # File systems without hard links: the check and the rename are two steps.
-                if os.path.lexists(self._path):
-                    raise _exists(self._path) from None
-                os.rename(self._temporary, self._path)
-        if hasattr(os, "O_DIRECTORY"):
-            folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-
-def _exists(path: str) -> FileExistsError:
-    """Return the error for a target that must not be replaced."""
-    return FileExistsError(f"{path}: the file exists. To fix: (1) mode='w' replaces it; (2) rename")
+        return total
 
 
 def _template(plan: FramePlan, metadata: bytes) -> tuple[bytes, bytes]:

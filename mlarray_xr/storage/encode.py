@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 _PAYLOADLESS = (1, 2, 4)
+
+_gil_lock = threading.Lock()
+_gil_users = 0
+_gil_before = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,14 +162,22 @@ def released_gil() -> Iterator[None]:
     """Let python-blosc2 compress without the GIL inside the block.
 
     The switch belongs to the process; it costs others nothing but a little speed on tiny blocks.
+    It stays on until the last of several blocks that overlap in time has ended.
     """
     import blosc2
 
-    before = blosc2.set_releasegil(True)
+    global _gil_users, _gil_before
+    with _gil_lock:
+        _gil_users += 1
+        if _gil_users == 1:
+            _gil_before = blosc2.set_releasegil(True)
     try:
         yield
     finally:
-        blosc2.set_releasegil(before)
+        with _gil_lock:
+            _gil_users -= 1
+            if _gil_users == 0:
+                blosc2.set_releasegil(_gil_before)
 
 
 def _compress(data: NDArray[Any], params: blosc2.CParams) -> bytes:

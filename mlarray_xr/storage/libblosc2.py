@@ -104,7 +104,8 @@ class NativeHandle:
             raise RuntimeError(msg)
         self._library, self._frame, self._name = library, frame, name
         self._extents = ctypes.c_int64 * max(ndim, 1)
-        self._array, self._chunks = ctypes.c_void_p(), None
+        self._array = ctypes.c_void_p()
+        self._chunks: int | None = None
         code = library.b2nd_from_cframe(
             frame.ctypes.data, frame.nbytes, False, ctypes.byref(self._array)
         )

@@ -7,7 +7,7 @@ import mmap
 import os
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -230,10 +230,12 @@ class MappedReader:
         with sharing() as share:
             tasks = []
             for position, part in chunk_boxes(box, chunks=self.header.chunks):
-                target = tuple(
-                    slice(a - start, b - start) for (a, b), (start, _) in zip(part, box, strict=True)
+                # The ellipsis keeps a 0-d array an array.
+                target: tuple[Any, ...] = (
+                    *(slice(a - o, b - o) for (a, b), (o, _) in zip(part, box, strict=True)),
+                    ...,
                 )
-                tasks.append(partial(self._read_chunk, position, part, out[(*target, ...)]))
+                tasks.append(partial(self._read_chunk, position, part, out[target]))
             run_shared(tasks, threads=share if threads is None else threads)
 
     def _read_chunk(self, position: tuple[int, ...], part: Box, out: NDArray[np.generic]) -> None:

@@ -38,6 +38,8 @@ def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
 
     Raises
     ------
+    FileNotFoundError, IsADirectoryError
+        When there is no folder for the target, or a folder in its place.
     FileExistsError
         At once, or at the end when somebody else made the target meanwhile.
 
@@ -48,10 +50,17 @@ def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
     >>> os.path.getsize("letter.txt")
     9
     """
+    folder = os.path.dirname(os.path.abspath(path))
     if not overwrite:
         check_absent(path)
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    if not os.path.isdir(folder):
+        msg = f"{path}: the folder does not exist. To fix: os.makedirs({folder!r})"
+        raise FileNotFoundError(msg)
+    if os.path.isdir(path):
+        msg = f"{path}: a folder has this name. To fix: (1) remove it; (2) choose another name"
+        raise IsADirectoryError(msg)
+    # Without the target's name: a name of the greatest length leaves no room for a suffix.
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -87,4 +96,7 @@ def _rename(temporary: str, path: str, *, overwrite: bool) -> None:
 
 def _exists(path: str) -> FileExistsError:
     """Return the error for a target that must not be replaced."""
-    return FileExistsError(f"{path}: the file exists. To fix: (1) mode='w' replaces it; (2) rename")
+    return FileExistsError(
+        f"{path}: the file exists. To fix: (1) mode='w' (mla convert --overwrite) replaces it; "
+        "(2) choose another name"
+    )

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["tile", "untile"]
 
 
-def tile(
-    values: NDArray[Any], *, chunks: tuple[int, ...], blocks: tuple[int, ...]
-) -> NDArray[Any]:
+def tile(values: NDArray[Any], *, chunks: tuple[int, ...], blocks: tuple[int, ...]) -> NDArray[Any]:
     """Return the block-major elements of one chunk, padded with zeros to whole blocks.
 
     Parameters
@@ -76,7 +74,8 @@ def _piece_views(
         # The ellipsis keeps a 0-d array an array.
         rows: tuple[Any, ...] = (*(piece.rows for piece in combination), ...)
         shape = [n for piece in combination for n in (piece.count, piece.length)]
-        yield split[(*inside, ...)], values[rows].reshape(shape)
+        whole: tuple[Any, ...] = (*inside, ...)
+        yield split[whole], values[rows].reshape(shape)
 
 
 class _Piece:

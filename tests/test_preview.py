@@ -1,0 +1,191 @@
+"""preview: what is in the picture, and how little is read for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import nibabel as nib
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from mlarray_xr import MlaArray, convert, open_mla, to_mla
+from mlarray_xr.errors import ConversionError, FormatError, MissingDependencyError
+from mlarray_xr.explore.preview import preview
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPACING = {"z": 3.0, "y": 1.0, "x": 1.0}
+TEXT_PX = 16
+GAP_PX = 8
+
+
+def volume(shape: tuple[int, int, int] = (20, 40, 60), dtype: str = "int16") -> xr.DataArray:
+    """Return a volume with a bright corner at the first index of every axis."""
+    values = np.full(shape, 10, dtype)
+    values[: shape[0] // 4, : shape[1] // 4, : shape[2] // 4] = 100
+    values[shape[0] // 2] = values[0]
+    values[:, shape[1] // 2] = values[:, 0]
+    values[:, :, shape[2] // 2] = values[:, :, 0]
+    coords = {d: SPACING[d] * np.arange(n) for d, n in zip("zyx", shape, strict=True)}
+    return xr.DataArray(values, dims=("z", "y", "x"), coords=coords)
+
+
+def pixels(path: Path) -> np.ndarray[Any, Any]:
+    with Image.open(path) as picture:
+        assert (picture.format, picture.mode) == ("PNG", "L")
+        return np.asarray(picture)
+
+
+def panels(path: Path, widths: list[int]) -> list[np.ndarray[Any, Any]]:
+    """Cut the planes out of a picture."""
+    found, left = [], GAP_PX
+    for width in widths:
+        found.append(pixels(path)[TEXT_PX:-TEXT_PX, left : left + width])
+        left += width + GAP_PX
+    return found
+
+
+def test_proportions_follow_the_spacing(tmp_path: Path) -> None:
+    size = preview(volume(), tmp_path / "a.png", size_px=120)
+    # Extents are z 60, y 40, x 60: planes (y, x), (z, x) and (z, y) at two pixels per unit.
+    assert size == (120 + 120 + 80 + 4 * GAP_PX, 120 + 2 * TEXT_PX)
+    assert pixels(tmp_path / "a.png").shape == size[::-1]
+    axial, coronal, sagittal = panels(tmp_path / "a.png", [120, 120, 80])
+    assert axial[80 + TEXT_PX :].max() == 0
+    for plane, height in ((axial, 80), (coronal, 120), (sagittal, 120)):
+        assert plane[height // 8, plane.shape[1] // 8] > 200
+        assert plane[height * 7 // 8, plane.shape[1] * 7 // 8] < 50
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">i2", "float32", "bool", "complex64", "float16"])
+def test_every_kind_of_number_has_a_picture(dtype: str, tmp_path: Path) -> None:
+    array = volume() > 50 if dtype == "bool" else volume().astype(dtype)
+    preview(array, tmp_path / "a.png", size_px=64)
+    assert len(np.unique(pixels(tmp_path / "a.png")[TEXT_PX:-TEXT_PX])) > 2
+
+
+@pytest.mark.parametrize(("system", "anterior_is_last"), [("RAS+", True), ("LPS", False)])
+def test_superior_and_anterior_are_up(system: str, anterior_is_last: bool, tmp_path: Path) -> None:
+    array = volume().transpose("x", "y", "z")
+    array = array.assign_coords({d: np.arange(float(n)) for d, n in array.sizes.items()})
+    to_mla(array.assign_attrs(coord_system=system), tmp_path / "a.mla")
+    width, _ = preview(tmp_path / "a.mla", tmp_path / "a.png", size_px=60)
+    assert width == 40 + 60 + 60 + 4 * GAP_PX
+    sagittal, coronal, axial = panels(tmp_path / "a.png", [40, 60, 60])
+    for plane, height, is_flipped in (
+        (sagittal, 20, True),
+        (coronal, 20, True),
+        (axial, 40, anterior_is_last),
+    ):
+        ends = plane[[height // 8, height * 7 // 8], plane.shape[1] // 8]
+        first, last = ends[::-1] if is_flipped else ends
+        assert first > 200
+        assert last < 50
+
+
+def test_all_sources_give_the_same_picture(tmp_path: Path) -> None:
+    values = volume().values.T
+    nib.save(
+        nib.Nifti1Image(np.ascontiguousarray(values), np.diag([1, 1, 3, 1])), tmp_path / "a.nii"
+    )
+
+    convert(tmp_path / "a.nii", tmp_path / "a.mla")
+    sources: dict[str, Any] = {
+        "nifti": str(tmp_path / "a.nii"),
+        "mla": tmp_path / "a.mla",
+        "array": MlaArray(tmp_path / "a.mla"),
+        "bytes": MlaArray((tmp_path / "a.mla").read_bytes()),
+        "dask": open_mla(tmp_path / "a.mla", chunks={}),
+    }
+    for name, source in sources.items():
+        preview(source, tmp_path / f"{name}.png", size_px=64)
+    expected = (tmp_path / "nifti.png").read_bytes()
+    assert all((tmp_path / f"{name}.png").read_bytes() == expected for name in sources)
+
+
+def test_only_three_planes_are_read(tmp_path: Path) -> None:
+    shape = (64, 64, 64)
+    to_mla(np.random.default_rng(0).integers(0, 9, shape, np.int16), tmp_path / "a.mla", chunks=16)
+    boxes = []
+    fill = MlaArray._fill
+
+    def counted(self: MlaArray, box: Any, out: Any, *, threads: int | None) -> None:
+        boxes.append(box)
+        fill(self, box, out, threads=threads)
+
+    with mock.patch.object(MlaArray, "_fill", counted):
+        preview(tmp_path / "a.mla", tmp_path / "a.png", size_px=64)
+    assert sum(int(np.prod([b - a for a, b in box])) for box in boxes) == 3 * 64 * 64
+
+
+def test_long_axes_are_read_with_a_stride(tmp_path: Path) -> None:
+    read = []
+    made = xr.DataArray(np.broadcast_to(np.int16(3), (4000, 4000)), dims=("y", "x"))
+    to_numpy = xr.DataArray.to_numpy
+
+    def counted(self: xr.DataArray) -> Any:
+        read.append(self.shape)
+        return to_numpy(self)
+
+    with mock.patch.object(xr.DataArray, "to_numpy", counted):
+        preview(made, tmp_path / "a.png", size_px=100)
+    assert read == [(200, 200)]
+
+
+def test_other_axes_show_their_first_entry(tmp_path: Path) -> None:
+    still = volume()
+    moving = xr.concat([still, still * 0], dim="time").transpose("z", "time", "y", "x")
+    preview(still, tmp_path / "a.png", size_px=64)
+    preview(moving, tmp_path / "b.png", size_px=64)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_plane_is_one_panel(tmp_path: Path) -> None:
+    size = preview(xr.DataArray(np.eye(20), dims=("y", "x")), tmp_path / "a.png", size_px=40)
+    assert size == (40 + 2 * GAP_PX, 40 + 2 * TEXT_PX)
+
+
+@pytest.mark.parametrize("value", [0, 7, -3, np.nan, np.inf])
+def test_constant_and_unknown_values_do_no_harm(value: float, tmp_path: Path) -> None:
+    preview(xr.DataArray(np.full((9, 9), value), dims=("y", "x")), tmp_path / "a.png", size_px=40)
+    expected = 127 if np.isfinite(value) else 0
+    np.testing.assert_array_equal(panels(tmp_path / "a.png", [40])[0], expected)
+
+
+def test_gaps_in_the_values_are_black(tmp_path: Path) -> None:
+    array = volume(dtype="float32")
+    array[:, 30:, :] = np.nan
+    preview(array, tmp_path / "a.png", size_px=120)
+    axial = panels(tmp_path / "a.png", [120])[0][:80]
+    assert axial[70].max() == 0
+    assert axial[5, 5] > 200
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(5), np.zeros(()), np.zeros((0, 4)), np.zeros((3, 3), "M8[s]"), np.full((3, 3), "a")],
+)
+def test_what_has_no_picture_is_refused(array: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="no picture"):
+        preview(xr.DataArray(array), tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_tiny_pictures_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size_px=3"):
+        preview(volume(), tmp_path / "a.png", size_px=3)
+    (tmp_path / "a.mla").write_bytes(b"nothing")
+    with pytest.raises(FormatError):
+        preview(tmp_path / "a.mla", tmp_path / "a.png")
+
+
+def test_without_pillow_the_extra_is_named(tmp_path: Path) -> None:
+    with (
+        mock.patch.dict("sys.modules", {"PIL": None}),
+        pytest.raises(MissingDependencyError, match=r"mlarray-xr\[preview\]"),
+    ):
+        preview(volume(), tmp_path / "a.png")
