@@ -54,7 +54,9 @@ def _client() -> Iterator[Client]:
             n_workers=2,
             threads_per_worker=2,
             processes=True,
-            dashboard_address=None,
+            # None would take the default port and warn when it is taken.
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,
         ) as local,
         Client(local, set_as_default=False) as client,
