@@ -72,15 +72,13 @@ class MlaArray:
     array([22, 18, 14], dtype=int16)
     """
 
-    __slots__ = ("_header", "_metadata", "_reader", "_source", "threads")
+    __slots__ = ("__weakref__", "_header", "_metadata", "_reader", "_source", "threads")
 
     threads: int | None
     """Threads per read, see the class."""
 
     def __init__(self, path: object, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            msg = f"threads={threads}: at least 1 is needed, or None to share the CPUs"
-            raise ValueError(msg)
+        _check_threads(threads)
         source = source_of(path)
         opened = open_frame(source)
         self._set(source, opened.header, opened.metadata, threads)
@@ -227,8 +225,8 @@ class MlaArray:
         ------
         IndexError
             When the box reaches outside the array.
-        ValueError
-            When `out` has another shape or dtype, or is not contiguous or not writable.
+        TypeError, ValueError
+            When `out` is no array, or has another shape or dtype, or cannot be filled in place.
         SourceChanged
             When the file changed since it was opened.
         ChunkError
@@ -243,6 +241,7 @@ class MlaArray:
                [12, 13]])
         """
         checked = check_box(box, self.shape)
+        _check_threads(threads)
         if out is None:
             out = allocate(box_shape(checked), self.dtype)
         else:
@@ -333,6 +332,9 @@ class MlaArray:
 
     def _check_out(self, out: NDArray[Any], box: Box) -> None:
         """Refuse buffers that the decoder cannot fill in place."""
+        if not hasattr(out, "flags"):
+            msg = f"out must be a NumPy array, got {type(out).__name__}"
+            raise TypeError(msg)
         wanted = box_shape(box)
         if out.shape != wanted or out.dtype != self.dtype:
             msg = (
@@ -343,6 +345,13 @@ class MlaArray:
         if not out.flags.c_contiguous or not out.flags.writeable:
             msg = "out must be C-contiguous and writable. To fix: read into np.empty and copy"
             raise ValueError(msg)
+
+
+def _check_threads(threads: int | None) -> None:
+    """Refuse numbers of threads below 1."""
+    if threads is not None and threads < 1:
+        msg = f"threads={threads}: at least 1 is needed, or None to share the CPUs"
+        raise ValueError(msg)
 
 
 def _is_scalar(key: Any) -> bool:

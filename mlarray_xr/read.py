@@ -63,5 +63,6 @@ def open_mla(
         )
         raise FormatError(msg)
     array = dataset[names[0]]
+    array = attach_coords(array)
     array.set_close(dataset.close)
-    return attach_coords(array)
+    return array

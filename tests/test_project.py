@@ -16,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import mlarray_xr
+
 ROOT = Path(__file__).parents[1]
 with (ROOT / "pyproject.toml").open("rb") as file:
     PYPROJECT: dict[str, Any] = tomllib.load(file)
@@ -122,7 +124,7 @@ def test_entry_points_exist(target: str) -> None:
 def test_changelog_starts_with_this_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = [line for line in changelog.splitlines() if line.startswith("## ")]
-    assert headings[0] == f"## {PROJECT['version']}"
+    assert headings[0] == f"## {mlarray_xr.__version__}"
 
 
 def test_contributor_guide_fits_on_one_page() -> None:

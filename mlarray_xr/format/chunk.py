@@ -32,8 +32,9 @@ _CODEC_FORMATS = (0, 1, 3, 4, 6)
 _FILTERS = (0, 1, 2, 3, 4, 32, 33, 35, 36)
 _DELTA = 3
 _SPECIAL_TOP_BYTES = (0x81, 0x82, 0x84)
-# The table itself: 2^26 chunks of 1 MiB are 64 TiB of voxels. A larger claim is a memory bomb.
-_MAX_INDEX_BYTES = 1 << 29
+# The table itself: 2^24 chunks of 1 MiB are 16 TiB of voxels. Checking it takes three times its
+# bytes: a larger claim is a memory bomb.
+_MAX_INDEX_BYTES = 1 << 27
 _GATHER_BLOCKS = 1 << 16
 
 
@@ -231,5 +232,5 @@ def _block_starts_ok(
         else:
             table = np.arange(CHUNK_HEADER_BYTES, first)
             starts = payload[offsets[rows, None] + table].view("<i4")
-        result[rows] = ((starts >= first) & (starts <= cbytes[rows, None])).all(axis=1)
+        result[rows] = ((starts >= first) & (starts < cbytes[rows, None])).all(axis=1)
     return result

@@ -136,7 +136,7 @@ def plan_selection(key: Any, shape: tuple[int, ...]) -> OuterSelection | PointSe
     IndexError
         For positions outside the array, too many indices, new axes, and index types NumPy refuses.
     """
-    entries = _expand(key if isinstance(key, tuple) else (key,), shape)
+    entries, dots_at = _expand(key if isinstance(key, tuple) else (key,), shape)
     axes: list[range | int | Indices] = [
         _axis_entry(entry, axis=axis, extent=n)
         for axis, (entry, n) in enumerate(zip(entries, shape, strict=True))
@@ -144,7 +144,7 @@ def plan_selection(key: Any, shape: tuple[int, ...]) -> OuterSelection | PointSe
     arrays = [axis for axis, entry in enumerate(axes) if isinstance(entry, np.ndarray)]
     integers = [axis for axis, entry in enumerate(axes) if isinstance(entry, int)]
     if len(arrays) + len(integers) > 1 and arrays:
-        return _point_selection(axes, sorted(arrays + integers))
+        return _point_selection(axes, sorted(arrays + integers), dots_at=dots_at)
     positions: list[range | Indices] = []
     result: list[int] = []
     for entry in axes:
@@ -201,8 +201,8 @@ def plan_runs(indices: range | Indices, *, gap: int) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
-def _expand(key: tuple[Any, ...], shape: tuple[int, ...]) -> list[Any]:
-    """Return one entry per axis: the ellipsis filled in, boolean masks turned into positions."""
+def _expand(key: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[list[Any], int]:
+    """Return one entry per axis, masks turned into positions, and the axis the ellipsis is at."""
     entries = [_as_mask(entry) for entry in key]
     if any(entry is None for entry in entries):
         msg = "new axes (None, newaxis) are not made here. To fix: index the result, x[...][None]"
@@ -218,7 +218,10 @@ def _expand(key: tuple[Any, ...], shape: tuple[int, ...]) -> list[Any]:
         raise IndexError(msg)
     entries[at : at + 1] = [slice(None)] * (len(shape) - used)
     expanded: list[Any] = []
-    for entry in entries:
+    dots_at = len(shape)
+    for i, entry in enumerate(entries):
+        if i == at:
+            dots_at = len(expanded)
         if isinstance(entry, np.ndarray) and entry.dtype == bool:
             covered = shape[len(expanded) : len(expanded) + entry.ndim]
             if entry.shape != covered:
@@ -227,7 +230,7 @@ def _expand(key: tuple[Any, ...], shape: tuple[int, ...]) -> list[Any]:
             expanded.extend(entry.nonzero())
         else:
             expanded.append(entry)
-    return expanded
+    return expanded, dots_at
 
 
 def _as_mask(entry: Any) -> Any:
@@ -276,7 +279,9 @@ def _check_bounds(lowest: int, highest: int, *, axis: int, extent: int) -> None:
         raise IndexError(msg)
 
 
-def _point_selection(axes: list[range | int | Indices], advanced: list[int]) -> PointSelection:
+def _point_selection(
+    axes: list[range | int | Indices], advanced: list[int], *, dots_at: int
+) -> PointSelection:
     """Broadcast the index arrays of a key that has several of them."""
     try:
         broadcast = np.broadcast_arrays(*[np.asarray(axes[axis]) for axis in advanced])
@@ -286,7 +291,9 @@ def _point_selection(axes: list[range | int | Indices], advanced: list[int]) -> 
         raise IndexError(msg) from error
     by_axis = dict(zip(advanced, broadcast, strict=True))
     # NumPy: index arrays next to each other keep their place, separated ones move to the front.
+    # An ellipsis separates them even where it stands for no axis.
     together = advanced[-1] - advanced[0] == len(advanced) - 1
+    together &= not advanced[0] < dots_at <= advanced[-1]
     return PointSelection(
         points=tuple(
             by_axis[axis].reshape(-1).astype(np.intp) if axis in by_axis else None

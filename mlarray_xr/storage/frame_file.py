@@ -60,21 +60,22 @@ def open_frame(source: LocalSource | BytesSource) -> FrameFile:
     """
     if isinstance(source, BytesSource):
         data = source.data
-        return _open(lambda start, stop: data[start:stop], len(data), name=source.name)
+        return _open(
+            lambda start, stop: data[start:stop], len(data), name=source.name, is_unnamed=True
+        )
     try:
-        descriptor = os.open(source.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except PermissionError as error:
-        msg = f"{source.path}: the file cannot be read: {error.strerror}"
+        file = open(source.path, "rb", buffering=0)
+    except OSError as error:
+        msg = f"{source.path}: the file cannot be opened: {error.strerror}"
         raise SourceError(msg) from error
-    try:
-        source.check_stat(os.fstat(descriptor))
+    with file:
+        source.check_stat(os.fstat(file.fileno()))
 
         def read(start: int, stop: int) -> bytes:
-            return os.pread(descriptor, stop - start, start)
+            file.seek(start)
+            return file.read(stop - start)
 
         return _open(read, source.size, name=source.name)
-    finally:
-        os.close(descriptor)
 
 
 def read_header(frame: NDArray[np.uint8], *, name: str) -> FrameHeader:
@@ -100,7 +101,7 @@ def _header_and_trailer(read: _RandomAccess, size: int, *, name: str) -> tuple[F
     return header, read(trailer_start, header.frame_len)
 
 
-def _open(read: _RandomAccess, size: int, *, name: str) -> FrameFile:
+def _open(read: _RandomAccess, size: int, *, name: str, is_unnamed: bool = False) -> FrameFile:
     """Read header, trailer and metadata through one byte-range function."""
     header, trailer = _header_and_trailer(read, size, name=name)
     try:
@@ -110,7 +111,7 @@ def _open(read: _RandomAccess, size: int, *, name: str) -> FrameFile:
         raise MetadataError(msg) from error
     if metadata is not None:
         return FrameFile(header=header, metadata=metadata, has_metadata=True)
-    if name.endswith(_PLAIN_SUFFIX):
+    if is_unnamed or name.endswith(_PLAIN_SUFFIX):
         return FrameFile(header=header, metadata=Metadata(has_array=True), has_metadata=False)
     msg = (
         f"{name}: a Blosc2 array without {METADATA_NAME!r} metadata: not an .mla file. "

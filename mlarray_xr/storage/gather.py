@@ -14,7 +14,7 @@ from mlarray_xr.planning.grid import box_shape, plan_part
 from mlarray_xr.planning.selection import plan_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -88,13 +88,7 @@ def gather_outer(selection: OuterSelection, header: FrameHeader, fill: Fill) -> 
     if all(step == 1 or n == 1 for step, n in zip(steps, lengths, strict=True)):
         fill(tuple((int(p[0]), int(p[-1]) + 1) for p in selection.axes), out)
         return out.reshape(selection.shape)
-    limit = plan_part(
-        header.shape, header.chunks, itemsize=header.typesize, target_bytes=_GATHER_BYTES
-    )
-    pieces = [
-        list(_axis_pieces(positions, gap=block, longest=longest))
-        for positions, block, longest in zip(selection.axes, header.blocks, limit, strict=True)
-    ]
+    pieces = _pieces(range(len(lengths)), selection.axes, header)
     for combination in itertools.product(*pieces):
         box = tuple(pair for pair, _, _ in combination)
         values = np.empty(box_shape(box), header.dtype)
@@ -127,22 +121,39 @@ def gather_points(selection: PointSelection, header: FrameHeader, fill: Fill) ->
     ranges = [r for r in selection.ranges if r is not None]
     lengths = tuple(len(r) for r in ranges)
     out = allocate((points.shape[1], *lengths), header.dtype)
+    pieces = _pieces(on_ranges, ranges, header)
     for group in _points_by_block(points, on_points, header) if out.size else ():
         here = points[:, group]
+        local = tuple(here - here.min(axis=1, keepdims=True))
         box: list[tuple[int, int]] = [(0, 0)] * len(header.shape)
         for axis, positions in zip(on_points, here, strict=True):
             box[axis] = (int(positions.min()), int(positions.max()) + 1)
-        for axis, r in zip(on_ranges, ranges, strict=True):
-            box[axis] = (min(r[0], r[-1]), max(r[0], r[-1]) + 1)
-        values = np.empty(box_shape(tuple(box)), header.dtype)
-        fill(tuple(box), values)
-        local = tuple(here - here.min(axis=1, keepdims=True))
-        strided = tuple(slice(None, None, r.step) for r in ranges)
-        out[group] = values.transpose(on_points + on_ranges)[(*local, *strided)]
+        for combination in itertools.product(*pieces):
+            for axis, (pair, _, _) in zip(on_ranges, combination, strict=True):
+                box[axis] = pair
+            values = np.empty(box_shape(tuple(box)), header.dtype)
+            fill(tuple(box), values)
+            picked = values.transpose(on_points + on_ranges)[local]
+            wanted = [slice(0, len(group)), *(inside for _, _, inside in combination)]
+            target = [group, *(there for _, there, _ in combination)]
+            out[_crossed(target)] = picked[_crossed(wanted)]
     out = out.reshape(selection.points_shape + lengths)
     n_axes = len(selection.points_shape)
     first = selection.points_at
     return np.moveaxis(out, range(n_axes), range(first, first + n_axes))
+
+
+def _pieces(
+    axes: Sequence[int], positions: Sequence[range | NDArray[np.intp]], header: FrameHeader
+) -> list[list[tuple[tuple[int, int], Selector, Selector]]]:
+    """Return what to read along each of these axes, so that no box is more than 64 MiB."""
+    limit = plan_part(
+        header.shape, header.chunks, itemsize=header.typesize, target_bytes=_GATHER_BYTES
+    )
+    return [
+        list(_axis_pieces(wanted, gap=header.blocks[axis], longest=limit[axis]))
+        for axis, wanted in zip(axes, positions, strict=True)
+    ]
 
 
 def _points_by_block(

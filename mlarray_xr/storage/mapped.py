@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import threading
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlarray_xr.errors import ChunkError, SourceChanged
+from mlarray_xr.errors import ChunkError, SourceChanged, SourceError
 from mlarray_xr.format.chunk import check_chunks, check_index
 from mlarray_xr.planning.grid import box_shape, chunk_boxes, is_empty, plan_slabs, touched_chunks
 from mlarray_xr.storage.chunks import decode_chunk
@@ -23,6 +24,8 @@ from mlarray_xr.storage.source import BytesSource, LocalSource
 from mlarray_xr.storage.tiles import untile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
     from mlarray_xr.format.frame import FrameHeader
@@ -36,6 +39,9 @@ _SLABS_PER_THREAD = 4
 _CHECK_AT_ONCE = 1 << 14
 # Smaller chunks are read faster many at a time by one call.
 _WHOLE_CHUNK_BYTES = 1 << 17
+# Entries of the table that stand for chunks of NaN and for chunks without content.
+_NAN = -0x7E << 56
+_UNINITIALISED = -0x7C << 56
 _KEPT_SCRATCH_BYTES = 8 << 20
 
 
@@ -94,6 +100,7 @@ class MappedReader:
         self._handles: deque[_Handle] = deque()
         self._scratch: deque[NDArray[np.uint8]] = deque()
         self._table: _ChunkTable | None = None
+        self._lock = threading.Lock()
 
     def read(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
         """Fill `out` with the elements of a box.
@@ -146,7 +153,7 @@ class MappedReader:
                 size = math.prod(box_shape(slab))
                 tasks.append(partial(self._read_slab, slab, flat[position : position + size]))
                 position += size
-            run_shared(tasks, threads=threads)
+            run_shared(tasks, threads=min(threads, len(tasks)))
 
     def _read_slab(self, box: Box, out: NDArray[np.generic]) -> None:
         """Decode a box into a contiguous range with one handle."""
@@ -175,7 +182,8 @@ class MappedReader:
     def _chunk_table(self) -> _ChunkTable:
         """Return the chunk table, decoded on first use.
 
-        Two threads may both decode it; the results are equal and the second one wins.
+        Two threads may both decode it; the first one wins, so that what is learnt of its chunks
+        stays known.
         """
         if self._table is None:
             header, name = self.header, f"{self.source.name}: chunk index"
@@ -187,7 +195,9 @@ class MappedReader:
                 raise ChunkError(msg)
             offsets = decoded.view("<i8").astype(np.int64, copy=False)
             check_index(offsets, header, name=self.source.name)
-            self._table = _ChunkTable(offsets, header.chunk_grid)
+            table = _ChunkTable(offsets, header.chunk_grid)
+            with self._lock:
+                self._table = self._table or table
         return self._table
 
     def _check_chunks(self, box: Box) -> None:
@@ -208,8 +218,22 @@ class MappedReader:
                 self._payload, stored, table.offsets[stored], self.header, name=self.source.name
             )
             table.is_whole_only[stored] = whole
-            table.has_whole_only |= bool(whole.any())
+            special = batch[self._is_misread(table.offsets[batch])]
+            table.is_whole_only[special] = True
+            # Never reset: another thread may have found such a chunk meanwhile.
+            if whole.any() or len(special):
+                table.has_whole_only = True
             table.is_checked[batch] = True
+
+    def _is_misread(self, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which chunks without payload C-Blosc2 (3.3.5) does not read as they are meant.
+
+        Of uninitialised ones it returns whatever the memory held, and it knows one byte order and
+        two sizes of NaN.
+        """
+        dtype = self.header.dtype
+        knows_nan = dtype.kind != "f" or (dtype.isnative and dtype.itemsize in (4, 8))
+        return (offsets == _UNINITIALISED) | ((offsets == _NAN) & (not knows_nan))
 
     def _is_mostly_whole_chunks(self, box: Box) -> bool:
         """Tell whether at least half of a box lies in chunks that it covers whole."""
@@ -227,21 +251,26 @@ class MappedReader:
 
     def _read_chunks(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
         """Read a box chunk by chunk, the chunks shared among threads."""
-        with sharing() as share:
-            tasks = []
+
+        def tasks() -> Iterator[Callable[[], None]]:
             for position, part in chunk_boxes(box, chunks=self.header.chunks):
                 # The ellipsis keeps a 0-d array an array.
                 target: tuple[Any, ...] = (
                     *(slice(a - o, b - o) for (a, b), (o, _) in zip(part, box, strict=True)),
                     ...,
                 )
-                tasks.append(partial(self._read_chunk, position, part, out[target]))
-            run_shared(tasks, threads=share if threads is None else threads)
+                yield partial(self._read_chunk, position, part, out[target])
+
+        with sharing() as share:
+            run_shared(tasks(), threads=share if threads is None else threads)
 
     def _read_chunk(self, position: tuple[int, ...], part: Box, out: NDArray[np.generic]) -> None:
         """Read the part of a box that lies in one chunk into a view of any strides."""
         header, table = self.header, self._chunk_table()
         number = int(np.ravel_multi_index(position, table.grid)) if position else 0
+        if table.is_whole_only[number] and table.offsets[number] < 0:
+            out[...] = np.nan if table.offsets[number] == _NAN else np.zeros((), header.dtype)
+            return
         first = tuple(i * c for i, c in zip(position, header.chunks, strict=True))
         whole = tuple(
             (a, min(a + c, n)) for a, c, n in zip(first, header.chunks, header.shape, strict=True)
@@ -274,6 +303,9 @@ def _map(source: LocalSource | BytesSource) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         msg = f"{source.path}: the file is gone since it was opened. Open it again"
         raise SourceChanged(msg) from error
+    except OSError as error:
+        msg = f"{source.path}: the file cannot be opened: {error.strerror}"
+        raise SourceError(msg) from error
     try:
         source.check_stat(os.fstat(descriptor))
         mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)

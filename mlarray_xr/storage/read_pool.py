@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["available_threads", "run_shared", "sharing"]
 
@@ -53,17 +53,17 @@ def sharing() -> Iterator[int]:
             _readers -= 1
 
 
-def run_shared(tasks: Sequence[Callable[[], None]], *, threads: int) -> None:
+def run_shared(tasks: Iterable[Callable[[], None]], *, threads: int) -> None:
     """Run independent tasks, the caller being one of the threads; the first error is raised.
 
     Parameters
     ----------
     tasks
-        Called once each, in order of the list.
+        Called once each, in order; taken one at a time, so they may be made as they are needed.
     threads
         Threads to use, the caller's included.
     """
-    if threads <= 1 or len(tasks) <= 1:
+    if threads <= 1:
         for task in tasks:
             task()
         return
@@ -83,7 +83,7 @@ def run_shared(tasks: Sequence[Callable[[], None]], *, threads: int) -> None:
                     tuple(waiting)  # nobody starts what is left
                 raise
 
-    helpers = [_shared_pool().submit(drain) for _ in range(min(threads, len(tasks)) - 1)]
+    helpers = [_shared_pool().submit(drain) for _ in range(threads - 1)]
     try:
         drain()
     finally:
