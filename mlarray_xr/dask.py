@@ -45,7 +45,8 @@ def from_mla(
         configured), smaller for small arrays. ``"file"``: one file chunk per part. Anything else
         goes to Dask as it is: extents, tuples of extents, a mapping from axis, -1 for one part.
     inline_array
-        Whether tasks hold the address themselves instead of depending on one root task.
+        Whether tasks hold the address themselves instead of depending on one root task. Files
+        in memory are always one root task.
 
     Returns
     -------
@@ -82,7 +83,8 @@ def from_mla(
         chunks=wanted,
         asarray=True,
         lock=False,
-        inline_array=inline_array,
+        # The bytes of a file in memory would travel with every task.
+        inline_array=inline_array and array.path is not None,
         meta=np.empty((0,) * array.ndim, array.dtype),
     )
     return lazy

@@ -24,7 +24,7 @@ from mlarray_xr.planning.grid import part_boxes, plan_part
 from mlarray_xr.planning.layout import Layout, plan_layout
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.assembly import FrameWriter
-from mlarray_xr.storage.encode import EncodedChunk, FramePlan, encode_part, released_gil
+from mlarray_xr.storage.encode import STORABLE_KINDS, EncodedChunk, FramePlan, encode_part
 from mlarray_xr.storage.publication import published
 from mlarray_xr.storage.read_pool import available_threads
 
@@ -169,7 +169,7 @@ def to_mla(
         values.shape,
         values.dtype,
         patch=patch,
-        dims=_planned_dims(axes),
+        dims=_planned_dims(axes, patch, chunks, blocks),
         chunks=chunks,
         blocks=blocks,
     )
@@ -194,8 +194,13 @@ def to_mla(
     )
 
 
-def _planned_dims(axes: Axes) -> list[str]:
-    """Return the dimension names, changed where only the name of an axis is spatial."""
+def _planned_dims(axes: Axes, *sizes: Sizes | str) -> list[str] | None:
+    """Return the names to plan by, changed where only the name of an axis is spatial.
+
+    None when all axes are spatial, whatever their names, unless sizes are given by name.
+    """
+    if len(axes.spatial) == len(axes.dims) and not any(isinstance(s, dict) for s in sizes):
+        return None
     looks_spatial = re.compile("[xyz]|spatial.*")
     return [
         f"_{dim}" if looks_spatial.fullmatch(dim) and axis not in axes.spatial else dim
@@ -241,7 +246,7 @@ def _values_and_metadata(obj: Any) -> tuple[Any, Metadata]:
 
 def _check_values(values: Any) -> None:
     """Refuse what a type string and a shape of integers cannot express."""
-    if values.dtype.names is not None or values.dtype.kind not in "biufcmMSUV":
+    if values.dtype.names is not None or values.dtype.kind not in STORABLE_KINDS:
         msg = (
             f"arrays of type {values.dtype} cannot be written: numbers, booleans, dates and "
             "strings of fixed size can. To fix: convert with .astype(...)"
@@ -301,7 +306,7 @@ def _encoded(values: Any, plan: FramePlan) -> Iterator[list[EncodedChunk]]:
     # One more part than threads waits, so that no thread idles while a part is written.
     threads = available_threads()
     waiting: deque[Any] = deque()
-    with released_gil(), ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for box in part_boxes(plan.shape, part):
             waiting.append(pool.submit(encode, box))
             if len(waiting) > threads:

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.layout import Layout
 
 __all__ = [
+    "STORABLE_KINDS",
     "EncodedChunk",
     "FramePlan",
     "encode_index",
     "encode_part",
-    "released_gil",
 ]
 
 _PAYLOADLESS = (1, 2, 4)
+STORABLE_KINDS = "biufcmMSUV"
 
 _gil_lock = threading.Lock()
 _gil_users = 0
@@ -55,7 +56,7 @@ class FramePlan:
     def __post_init__(self) -> None:
         """Refuse types that a frame cannot hold."""
         dtype = np.dtype(self.dtype_str)
-        if dtype.kind not in "biufcmMSUV" or dtype.names is not None or dtype.itemsize == 0:
+        if dtype.kind not in STORABLE_KINDS or dtype.itemsize == 0:
             msg = (
                 f"arrays of type {dtype} cannot be written: numbers, booleans, dates and strings "
                 "of fixed size can. To fix: convert with .astype(...)"
@@ -121,22 +122,29 @@ def encode_part(values: NDArray[Any], box: Box, plan: FramePlan) -> list[Encoded
     if values.shape != box_shape(box) or values.dtype != plan.dtype:
         msg = f"{values.dtype} values of shape {values.shape} for box {box} of {plan.dtype}"
         raise ConversionError(msg)
-    params, grid = plan.cparams(), plan.chunk_grid
-    encoded = []
-    for position, piece in chunk_boxes(box, chunks=plan.layout.chunks):
-        number = int(np.ravel_multi_index(position, grid)) if position else 0
-        # The ellipsis keeps a 0-d array an array: a scalar would lose its byte order.
-        inside: tuple[Any, ...] = (
-            *(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, box, strict=True)),
-            ...,
-        )
-        tiles = tile(values[inside], chunks=plan.layout.chunks, blocks=plan.layout.blocks)
-        data = _compress(tiles, params)
-        special = (data[31] >> 4) & 7
-        payload = b"" if special in _PAYLOADLESS else data
-        code = special if special in _PAYLOADLESS else 0
-        encoded.append(EncodedChunk(number=number, data=payload, special=code))
-    return encoded
+    with _released_gil():
+        return [
+            _encode_chunk(values, box, position, piece, plan)
+            for position, piece in chunk_boxes(box, chunks=plan.layout.chunks)
+        ]
+
+
+def _encode_chunk(
+    values: NDArray[Any], box: Box, position: tuple[int, ...], piece: Box, plan: FramePlan
+) -> EncodedChunk:
+    """Encode the one chunk at a grid position; `piece` is the part of the box inside it."""
+    number = int(np.ravel_multi_index(position, plan.chunk_grid)) if position else 0
+    # The ellipsis keeps a 0-d array an array: a scalar would lose its byte order.
+    inside: tuple[Any, ...] = (
+        *(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, box, strict=True)),
+        ...,
+    )
+    tiles = tile(values[inside], chunks=plan.layout.chunks, blocks=plan.layout.blocks)
+    data = _compress(tiles, plan.cparams())
+    special = (data[31] >> 4) & 7
+    if special in _PAYLOADLESS:
+        return EncodedChunk(number=number, data=b"", special=special)
+    return EncodedChunk(number=number, data=data, special=0)
 
 
 def encode_index(offsets: NDArray[np.int64]) -> bytes:
@@ -158,7 +166,7 @@ def encode_index(offsets: NDArray[np.int64]) -> bytes:
 
 
 @contextlib.contextmanager
-def released_gil() -> Iterator[None]:
+def _released_gil() -> Iterator[None]:
     """Let python-blosc2 compress without the GIL inside the block.
 
     The switch belongs to the process; it costs others nothing but a little speed on tiny blocks.

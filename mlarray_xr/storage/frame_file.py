@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from mlarray_xr.errors import FormatError, MetadataError, SourceError
+from mlarray_xr.errors import FormatError, MetadataError
 from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, check_index_header
 from mlarray_xr.format.frame import FOOTER_BYTES, header_length, parse_header
 from mlarray_xr.format.limits import DEFAULT_LIMITS
@@ -63,13 +62,7 @@ def open_frame(source: LocalSource | BytesSource) -> FrameFile:
         return _open(
             lambda start, stop: data[start:stop], len(data), name=source.name, is_unnamed=True
         )
-    try:
-        file = open(source.path, "rb", buffering=0)
-    except OSError as error:
-        msg = f"{source.path}: the file cannot be opened: {error.strerror}"
-        raise SourceError(msg) from error
-    with file:
-        source.check_stat(os.fstat(file.fileno()))
+    with source.open() as file:
 
         def read(start: int, stop: int) -> bytes:
             file.seek(start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import threading
 from collections import deque
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlarray_xr.errors import ChunkError, SourceChanged, SourceError
+from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.chunk import check_chunks, check_index
 from mlarray_xr.planning.grid import box_shape, chunk_boxes, is_empty, plan_slabs, touched_chunks
 from mlarray_xr.storage.chunks import decode_chunk
@@ -233,7 +232,8 @@ class MappedReader:
         """
         dtype = self.header.dtype
         knows_nan = dtype.kind != "f" or (dtype.isnative and dtype.itemsize in (4, 8))
-        return (offsets == _UNINITIALISED) | ((offsets == _NAN) & (not knows_nan))
+        is_misread: NDArray[np.bool_] = offsets == _UNINITIALISED
+        return is_misread if knows_nan else is_misread | (offsets == _NAN)
 
     def _is_mostly_whole_chunks(self, box: Box) -> bool:
         """Tell whether at least half of a box lies in chunks that it covers whole."""
@@ -298,17 +298,6 @@ def _map(source: LocalSource | BytesSource) -> NDArray[np.uint8]:
     """Return a source's bytes: the map of a local file, or the bytes themselves."""
     if isinstance(source, BytesSource):
         return np.frombuffer(source.data, np.uint8)
-    try:
-        descriptor = os.open(source.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError as error:
-        msg = f"{source.path}: the file is gone since it was opened. Open it again"
-        raise SourceChanged(msg) from error
-    except OSError as error:
-        msg = f"{source.path}: the file cannot be opened: {error.strerror}"
-        raise SourceError(msg) from error
-    try:
-        source.check_stat(os.fstat(descriptor))
-        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
+    with source.open() as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, np.uint8)

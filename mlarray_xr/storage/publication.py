@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import uuid
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -50,9 +51,11 @@ def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
     >>> os.path.getsize("letter.txt")
     9
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    if not overwrite:
+    if overwrite:
+        path = os.path.realpath(path)  # a link stays a link to what is replaced
+    else:
         check_absent(path)
+    folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         msg = f"{path}: the folder does not exist. To fix: os.makedirs({folder!r})"
         raise FileNotFoundError(msg)
@@ -65,6 +68,8 @@ def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
+            if overwrite and os.path.exists(path):
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             os.fsync(file.fileno())
         _rename(temporary, path, overwrite=overwrite)
     finally:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
+from io import FileIO
 from typing import Protocol
 
 from mlarray_xr.errors import SourceChanged, SourceError
@@ -87,6 +88,31 @@ class LocalSource:
             f"{found.st_size} now (inode {self.inode}, now {found.st_ino}). Open it again"
         )
         raise SourceChanged(msg)
+
+    def open(self) -> FileIO:
+        """Open the pinned file for reading, unbuffered.
+
+        Raises
+        ------
+        SourceChanged
+            When another file, or none, is there now.
+        SourceError
+            When it cannot be opened.
+        """
+        try:
+            file = FileIO(self.path)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            msg = f"{self.path}: the file is gone since it was opened. Open it again"
+            raise SourceChanged(msg) from error
+        except OSError as error:
+            msg = f"{self.path}: the file cannot be opened: {error.strerror}"
+            raise SourceError(msg) from error
+        try:
+            self.check_stat(os.fstat(file.fileno()))
+        except SourceChanged:
+            file.close()
+            raise
+        return file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
