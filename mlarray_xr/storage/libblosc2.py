@@ -61,16 +61,6 @@ def _load(path: Path) -> ctypes.CDLL | None:
         library.b2nd_from_cframe.argtypes = [pointer, ctypes.c_int64, ctypes.c_bool, out_pointer]
         library.b2nd_get_slice_cbuffer.argtypes = [pointer] * 5 + [ctypes.c_int64]
         library.b2nd_free.argtypes = [pointer]
-        library.blosc2_schunk_from_buffer.argtypes = [pointer, ctypes.c_int64, ctypes.c_bool]
-        library.blosc2_schunk_from_buffer.restype = pointer
-        library.blosc2_schunk_avoid_cframe_free.argtypes = [pointer, ctypes.c_bool]
-        library.blosc2_schunk_decompress_chunk.argtypes = [
-            pointer,
-            ctypes.c_int64,
-            pointer,
-            ctypes.c_int32,
-        ]
-        library.blosc2_schunk_free.argtypes = [pointer]
         library.blosc2_error_string.argtypes = [ctypes.c_int]
         library.blosc2_error_string.restype = ctypes.c_char_p
         library.blosc2_init()
@@ -95,7 +85,7 @@ class NativeHandle:
         What to call the file in errors.
     """
 
-    __slots__ = ("_array", "_chunks", "_extents", "_frame", "_library", "_name")
+    __slots__ = ("_array", "_extents", "_frame", "_library", "_name")
 
     def __init__(self, frame: NDArray[np.uint8], *, ndim: int, name: str) -> None:
         library = native_library()
@@ -105,7 +95,6 @@ class NativeHandle:
         self._library, self._frame, self._name = library, frame, name
         self._extents = ctypes.c_int64 * max(ndim, 1)
         self._array = ctypes.c_void_p()
-        self._chunks: int | None = None
         code = library.b2nd_from_cframe(
             frame.ctypes.data, frame.nbytes, False, ctypes.byref(self._array)
         )
@@ -137,32 +126,10 @@ class NativeHandle:
             )
             raise ChunkError(msg)
 
-    def decode_chunk(self, number: int, out: NDArray[np.uint8]) -> None:
-        """Decode one whole chunk, block-major, into a buffer of the padded chunk's bytes."""
-        if self._chunks is None:
-            self._chunks = self._library.blosc2_schunk_from_buffer(
-                self._frame.ctypes.data, self._frame.nbytes, False
-            )
-            if self._chunks is None:
-                msg = f"{self._name}: the C library refuses the frame"
-                raise ChunkError(msg)
-            self._library.blosc2_schunk_avoid_cframe_free(self._chunks, True)
-        done = self._library.blosc2_schunk_decompress_chunk(
-            self._chunks, number, out.ctypes.data, out.nbytes
-        )
-        if done != out.nbytes:
-            msg = (
-                f"{self._name}: chunk {number} cannot be decoded: {self._reason(done)}. "
-                "It is damaged; other chunks can still be read"
-            )
-            raise ChunkError(msg)
-
     def __del__(self) -> None:
-        """Free the C objects."""
+        """Free the C array."""
         if getattr(self, "_array", None):
             self._library.b2nd_free(self._array)
-        if getattr(self, "_chunks", None):
-            self._library.blosc2_schunk_free(self._chunks)
 
     def _reason(self, code: int) -> str:
         """Return the library's words for an error code."""

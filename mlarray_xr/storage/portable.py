@@ -55,14 +55,3 @@ class PortableHandle:
                 "A chunk in this box is damaged; other boxes can still be read"
             )
             raise ChunkError(msg) from error
-
-    def decode_chunk(self, number: int, out: NDArray[np.uint8]) -> None:
-        """Decode one whole chunk, block-major, into a buffer of the padded chunk's bytes."""
-        try:
-            self._array.schunk.decompress_chunk(number, dst=out)
-        except (RuntimeError, ValueError) as error:
-            msg = (
-                f"{self._name}: chunk {number} cannot be decoded: {error}. "
-                "It is damaged; other chunks can still be read"
-            )
-            raise ChunkError(msg) from error
