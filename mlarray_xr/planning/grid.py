@@ -35,7 +35,7 @@ __all__ = [
 Box = tuple[tuple[int, int], ...]
 
 DEFAULT_PART_BYTES = 128 << 20
-_SMALLEST_PART_BYTES = 16 << 20
+_SMALLEST_PART_BYTES = 32 << 20
 _PARTS_WANTED = 64
 
 
@@ -155,7 +155,7 @@ def plan_part(
 
     The part is the patch (one chunk when there is no patch) scaled up as far as the target allows,
     rounded to whole chunks. The target is 128 MiB, less for small arrays so that there are about
-    64 parts of at least 16 MiB to share among workers. Extents are then evened out, so that the
+    64 parts of at least 32 MiB to share among workers. Extents are then evened out, so that the
     last part is not a sliver.
 
     Parameters
