@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.geometry import Geometry
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.write import Sizes, WriteReport
+    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.write import WriteReport
 
 __all__ = ["MlaAccessor"]
 
@@ -178,9 +179,9 @@ class MlaAccessor:
         self,
         path: str | os.PathLike[str],
         *,
-        patch: Sizes | Literal["default"] = "default",
-        chunks: Sizes = None,
-        blocks: Sizes = None,
+        patch: Sizes | Literal["default"] | None = "default",
+        chunks: Sizes | None = None,
+        blocks: Sizes | None = None,
         codec: str | Codec = DEFAULT_CODEC,
         mode: Literal["w-", "w"] = "w-",
     ) -> WriteReport:

@@ -18,6 +18,7 @@ __all__ = [
     "METADATA_ATTR",
     "OWN_ATTRS",
     "HiddenText",
+    "is_name",
     "metadata_text",
     "plain_value",
     "read_metadata",
@@ -40,6 +41,7 @@ OWN_ATTRS = frozenset(
 
 _PAIRS = "__pairs__"
 _SHOWN_CHARACTERS = 128
+_NAME_CHARACTERS = 256
 
 
 class HiddenText(list[str]):
@@ -136,6 +138,19 @@ def plain_value(value: object) -> Any:
     if isinstance(value, dict) and all(type(key) is str for key in value):
         return {key: plain_value(item) for key, item in value.items()}
     raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def is_name(name: object) -> bool:
+    """Tell whether something can name a variable, dimension, coordinate or attribute.
+
+    Names in a file are printed as they are, so they are short and hold no control characters.
+
+    Examples
+    --------
+    >>> is_name("b-value"), is_name(chr(27) + "[2J")
+    (True, False)
+    """
+    return type(name) is str and 0 < len(name) <= _NAME_CHARACTERS and name.isprintable()
 
 
 def shown_text(text: str) -> str:

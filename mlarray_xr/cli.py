@@ -248,9 +248,10 @@ def _line(error: Exception) -> str:
 
 
 def _show(text: str, stream: Any) -> None:
-    """Print with what the terminal's encoding has."""
+    """Print with what the terminal's encoding has, and nothing that it takes for a command."""
     encoding = getattr(stream, "encoding", None) or "ascii"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 if __name__ == "__main__":

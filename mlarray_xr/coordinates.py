@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mlarray_xr.attributes import read_metadata
+from mlarray_xr.attributes import is_name, read_metadata
 from mlarray_xr.errors import MlaWarning
-from mlarray_xr.placement import INDEX, WORLD, file_positions
+from mlarray_xr.placement import INDEX, SPATIAL_DIM, WORLD, file_positions
 from mlarray_xr.record import Record, StoredCoordinate
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def spatial_coords(geometry: Geometry, sizes: Mapping[str, int]) -> tuple[dict[s
     coords = {}
     for dim in geometry.dims:
         unit = {} if units[dim] is None else {"spacing_units": units[dim]}
-        attrs = {"long_name": f"voxel index along {dim}", **unit}
+        attrs = {"long_name": f"voxel index along {dim}", SPATIAL_DIM: dim, **unit}
         coords[dim] = _variable(dim, sizes, pd.RangeIndex(sizes.get(dim, 1)), attrs)
     return coords, INDEX
 
@@ -97,7 +97,7 @@ def attach_coords(array: xr.DataArray) -> xr.DataArray:
     described = read_metadata(array.attrs)
     if described is None:
         return array
-    record = Record.of(described[0])
+    record = Record.of(described[0], shape=described[1])
     for name, found in record.coords.items():
         if len(found.dims) != 1 or found.dims == (name,) or name in {*array.coords, *array.dims}:
             continue
@@ -131,8 +131,11 @@ def coords_to_store(array: xr.DataArray, covered: Collection[str]) -> dict[str, 
         try:
             if found.ndim > 1:
                 raise TypeError(f"{found.ndim} dimensions")  # noqa: TRY301 - before it is computed
+            if not is_name(name):
+                raise TypeError("names are at most 256 printable characters")  # noqa: TRY301
             dims = tuple(map(str, found.dims))
-            coordinate = StoredCoordinate(dims=dims, values=found.values, attrs=found.attrs)
+            attrs = {key: value for key, value in found.attrs.items() if key != SPATIAL_DIM}
+            coordinate = StoredCoordinate(dims=dims, values=found.values, attrs=attrs)
             coordinate.to_entry()
         except TypeError as error:
             warnings.warn(
@@ -154,7 +157,7 @@ def _variable(dim: str, sizes: Mapping[str, int], values: Any, attrs: dict[str, 
 
 def _world_attrs(dim: str, unit: str | None) -> dict[str, str]:
     """Return the attributes of a coordinate of positions, as CF and pint readers expect them."""
-    attrs = {"long_name": f"voxel centre along {dim}"}
+    attrs = {"long_name": f"voxel centre along {dim}", SPATIAL_DIM: dim}
     if dim in {"x", "y", "z"}:
         attrs["axis"] = dim.upper()
     if unit is not None:

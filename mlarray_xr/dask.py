@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.array import MlaArray
@@ -139,10 +140,13 @@ def encoded_parts(
     if client is None:
         yield from compute(*tasks)
         return
-    futures = client.compute(tasks)
-    for position, future in enumerate(futures):
-        yield future.result()
-        futures[position] = None  # lets the workers forget what has been fetched
+    futures = deque(client.compute(tasks))
+    try:
+        while futures:
+            yield futures[0].result()
+            futures.popleft()  # lets the workers forget what has been fetched
+    finally:
+        client.cancel(list(futures))
 
 
 @contextlib.contextmanager

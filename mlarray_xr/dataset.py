@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -12,6 +12,7 @@ import xarray as xr
 from mlarray_xr.attributes import (
     METADATA_ATTR,
     OWN_ATTRS,
+    is_name,
     metadata_text,
     plain_value,
     read_metadata,
@@ -25,25 +26,48 @@ from mlarray_xr.coordinates import (
     with_stored_coords,
 )
 from mlarray_xr.errors import GeometryError, MlaWarning
-from mlarray_xr.format.metadata import Boxes, Metadata, Spatial, Stats, Storage
-from mlarray_xr.placement import geometry_of
+from mlarray_xr.format.metadata import SPATIAL_LABELS, Boxes, Metadata, Spatial, Stats, Storage
+from mlarray_xr.placement import file_dims, geometry_of
 from mlarray_xr.planning.grid import plan_part
 from mlarray_xr.record import Record, stored_axes, stored_geometry
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from mlarray_xr.array import MlaArray
     from mlarray_xr.axes import Axes
     from mlarray_xr.format.metadata import Json
     from mlarray_xr.geometry import Geometry
 
-__all__ = ["dataset_from", "metadata_of"]
+__all__ = ["Described", "dataset_from", "metadata_of"]
+
+
+class Described(Protocol):
+    """What describing an array takes: a file, or an array in memory with metadata."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """Metadata as stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents in voxels."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Extents of a chunk, voxels."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Extents of a block, voxels."""
 
 
 def dataset_from(
     lazy: Any,
-    array: MlaArray,
+    array: Described,
     *,
     variable: str | None = None,
     drop_variables: Sequence[str] = (),
@@ -94,7 +118,7 @@ def dataset_from(
         return xr.Dataset(attrs={METADATA_ATTR: metadata_text(metadata, shape=())})
     axes = stored_axes(metadata, len(array.shape))
     geometry = stored_geometry(metadata, axes)
-    record = Record.of(metadata)
+    record = Record.of(metadata, shape=array.shape)
     sizes = dict(zip(axes.dims, array.shape, strict=True))
     along_space, meaning = spatial_coords(geometry, sizes)
     coords = with_stored_coords(along_space, record, sizes)
@@ -103,7 +127,8 @@ def dataset_from(
         **_geometry_attrs(geometry, axes, meaning),
         METADATA_ATTR: metadata_text(metadata, shape=array.shape),
     }
-    name = _variable_name(variable, metadata, {*axes.dims, *coords})
+    default = record.name or _default_name(metadata)
+    name = _variable_name(variable, default, {*axes.dims, *coords})
     dataset = xr.Dataset({name: (axes.dims, lazy, attrs, _encoding(array, axes, part_bytes))})
     # Not through Coordinates: there a RangeIndex becomes an index of int64 in memory.
     return dataset.assign_coords(coords).drop_vars(list(drop_variables), errors="ignore")
@@ -139,7 +164,8 @@ def metadata_of(array: xr.DataArray) -> Metadata:
     array = attach_coords(array)
     before = stored_axes(stored, len(shape))
     dims = tuple(str(dim) for dim in array.dims)
-    named = plan_dims(_labels(dims, stored, before), len(dims))
+    renamed = {now: dim for dim, now in file_dims(array).items() if now != dim}
+    named = plan_dims(_labels(dims, stored, before, renamed), len(dims))
     axes = replace(named, dims=dims)
     geometry = _geometry(array, axes)
     opened = stored_geometry(stored, before)
@@ -195,7 +221,7 @@ def _geometry_attrs(geometry: Geometry, axes: Axes, meaning: str) -> dict[str, A
     return attrs
 
 
-def _encoding(array: MlaArray, axes: Axes, part_bytes: int | None) -> dict[str, Any]:
+def _encoding(array: Described, axes: Axes, part_bytes: int | None) -> dict[str, Any]:
     """Return the layout of the file, and the parts in which Dask reads it best."""
     sizes = array.metadata.blosc2.patch_size
     patch = None
@@ -216,7 +242,7 @@ def _encoding(array: MlaArray, axes: Axes, part_bytes: int | None) -> dict[str, 
     }
 
 
-def _variable_name(variable: str | None, metadata: Metadata, taken: Collection[str]) -> str:
+def _variable_name(variable: str | None, default: str, taken: Collection[str]) -> str:
     """Return the name of the variable, which no dimension or coordinate has."""
     if variable is not None:
         if variable in taken:
@@ -225,8 +251,7 @@ def _variable_name(variable: str | None, metadata: Metadata, taken: Collection[s
                 f"choose a name that is not among {sorted(taken)}"
             )
         return variable
-    name = Record.of(metadata).name or _default_name(metadata)
-    return f"{name}_data" if name in taken else name
+    return f"{default}_data" if default in taken else default
 
 
 def _default_name(metadata: Metadata) -> str:
@@ -249,6 +274,8 @@ def _attrs_to_store(array: xr.DataArray) -> dict[str, Any]:
         if name in OWN_ATTRS:
             continue
         try:
+            if not is_name(name):
+                raise TypeError("names are at most 256 printable characters")  # noqa: TRY301
             attrs.update(plain_value({name: value}))
         except TypeError as error:
             warnings.warn(
@@ -260,10 +287,13 @@ def _attrs_to_store(array: xr.DataArray) -> dict[str, Any]:
     return attrs
 
 
-def _labels(dims: tuple[str, ...], stored: Metadata, before: Axes) -> tuple[str, ...] | None:
+def _labels(
+    dims: tuple[str, ...], stored: Metadata, before: Axes, renamed: Mapping[str, str]
+) -> tuple[str, ...] | None:
     """Return the axis labels to store: those of the file follow their dimensions.
 
     Dimensions whose names were assumed stay plain ``spatial``: writing must not make them certain.
+    So do those of which the new name says nothing.
     """
     if dims == before.dims:
         return stored.spatial.axis_labels
@@ -272,7 +302,8 @@ def _labels(dims: tuple[str, ...], stored: Metadata, before: Axes) -> tuple[str,
     labels = before.labels or ("spatial",) * len(before.dims)
     known = dict(zip(before.dims, labels, strict=True))
     new = dict(zip(dims, axis_labels_for(dims), strict=True))
-    return tuple(known.get(dim, new[dim]) for dim in dims)
+    unnamed = {dim for dim in renamed if new.get(dim) not in SPATIAL_LABELS}
+    return tuple("spatial" if dim in unnamed else known.get(dim, new[dim]) for dim in dims)
 
 
 def _geometry(array: xr.DataArray, axes: Axes) -> Geometry | None:
@@ -280,8 +311,15 @@ def _geometry(array: xr.DataArray, axes: Axes) -> Geometry | None:
     try:
         geometry = geometry_of(array)
     except GeometryError:
-        if "affine" in array.attrs:
+        if axes.spatial and "affine" in array.attrs:
             raise
+        if "affine" in array.attrs:
+            warnings.warn(
+                f"the geometry is not stored: none of the dimensions {axes.dims} is spatial. To "
+                "silence this, give it up: del array.attrs['affine']",
+                MlaWarning,
+                stacklevel=3,
+            )
         return None
     placed = tuple(dim for dim in geometry.dims if dim in axes.dims)
     if placed == axes.spatial_dims:

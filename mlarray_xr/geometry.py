@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlarray_xr.errors import GeometryError
-from mlarray_xr.format.metadata import Spatial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from mlarray_xr.axes import Axes
-    from mlarray_xr.format.metadata import Json
+    from mlarray_xr.format.metadata import Json, Spatial
 
 __all__ = ["Geometry"]
 
@@ -102,6 +101,7 @@ class Geometry:
         Examples
         --------
         >>> from mlarray_xr.axes import plan_dims
+        >>> from mlarray_xr.format.metadata import Spatial
         >>> Geometry.from_spatial(Spatial(spacing=(3, 1)), axes=plan_dims(None, 2)).affine
         ((3.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
         """
@@ -128,24 +128,6 @@ class Geometry:
             units=_units(spatial.axis_units, axes),
             coord_system=spatial.coord_system,
             is_stored=size > 0 and any(part is not None for part in parts),
-        )
-
-    def to_spatial(
-        self, *, axis_labels: tuple[str, ...] | None, axis_units: Json = None
-    ) -> Spatial:
-        """Return the fields to store: the affine, which loses nothing, or no geometry at all.
-
-        Examples
-        --------
-        >>> geometry = Geometry(dims=("x",), affine=((2.0, 1.0), (0.0, 1.0)), units=(None,))
-        >>> geometry.to_spatial(axis_labels=("spatial_x",)).affine
-        ((2.0, 1.0), (0.0, 1.0))
-        """
-        return Spatial(
-            affine=self.affine if self.is_stored else None,
-            axis_labels=axis_labels,
-            coord_system=self.coord_system,
-            axis_units=axis_units,
         )
 
     @property

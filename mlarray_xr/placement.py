@@ -2,13 +2,14 @@
 
 Attributes keep the affine of the file and coordinates keep what was selected: integer or float
 positions survive slices, strides, flips, transposes and arithmetic, so the geometry of the view
-follows and cannot go stale.
+follows and cannot go stale. Each coordinate names its dimension in the file, so it survives
+renaming too.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,18 +18,19 @@ from mlarray_xr.errors import GeometryError
 from mlarray_xr.geometry import Geometry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import xarray as xr
     from numpy.typing import NDArray
 
-__all__ = ["INDEX", "WORLD", "file_geometry", "file_positions", "geometry_of"]
+__all__ = ["INDEX", "SPATIAL_DIM", "WORLD", "file_dims", "file_positions", "geometry_of"]
 
 WORLD = "world position"
 """Value of the attribute ``spatial_coords``: coordinates are positions of voxel centres."""
 
 INDEX = "voxel index"
 """Value of the attribute ``spatial_coords``: coordinates are indices into the stored array."""
+
+SPATIAL_DIM = "spatial_dim"
+"""Attribute of a spatial coordinate: the name of its dimension in the file."""
 
 _IRREGULAR = 1e-3
 """How far, in steps, a position may lie from an even run of positions."""
@@ -37,18 +39,46 @@ _WHOLE = 1e-6
 """An index this close to an integer is that integer: coordinates carry rounding."""
 
 
-def file_geometry(attrs: Mapping[Any, Any]) -> Geometry | None:
-    """Return the geometry of the stored array from a variable's attributes; None without any.
+def file_dims(array: xr.DataArray) -> dict[str, str]:
+    """Return the names that the spatial dimensions of the file have now, by those in the file."""
+    names = array.attrs.get("spatial_dims")
+    dims = names.split() if isinstance(names, str) else []
+    return {dim: _name_now(array, dim) for dim in dims}
+
+
+def _name_now(array: xr.DataArray, dim: str) -> str:
+    """Return the name that a dimension of the file has now: its own where nothing says otherwise.
+
+    Coordinates computed from a spatial one inherit its attributes, so the name itself goes first.
+    """
+    claims = [
+        str(name)
+        for name, coordinate in array.coords.items()
+        if coordinate.attrs.get(SPATIAL_DIM) == dim and coordinate.dims in ((), (name,))
+    ]
+    return claims[0] if len(claims) == 1 and dim not in claims else dim
+
+
+def _file_geometry(array: xr.DataArray) -> Geometry | None:
+    """Return the geometry of the stored array under the present names; None without any.
 
     Raises
     ------
     GeometryError
-        When the attributes were edited so that they no longer agree.
+        When the attributes were edited so that they no longer agree, or two dimensions of the file
+        have one name now.
     """
+    attrs = array.attrs
     names = attrs.get("spatial_dims")
     if not isinstance(names, str):
         return None
-    dims = tuple(names.split())
+    dims = tuple(file_dims(array).values())
+    if len({*dims}) < len(dims):
+        raise GeometryError(
+            f"renamed dimensions cannot be told apart: those of the file are {names!r}, and their "
+            f"coordinates are now {dims}. Keep the coordinates of all dimensions that are renamed, "
+            "or give the geometry up: array.drop_attrs()"
+        )
     size = len(dims) + 1
     affine = np.eye(size)
     if "affine" in attrs:
@@ -88,7 +118,7 @@ def geometry_of(array: xr.DataArray) -> Geometry:
     >>> geometry_of(profile[::-2]).affine
     ((-1.0, 2.5), (0.0, 1.0))
     """
-    base = file_geometry(array.attrs)
+    base = _file_geometry(array)
     spatial = () if base is None else base.dims
     here = [str(dim) for dim in array.dims if dim in (spatial or ("x", "y", "z"))]
     is_floating = any(dim in array.coords and array[dim].dtype.kind == "f" for dim in here)
@@ -99,7 +129,7 @@ def geometry_of(array: xr.DataArray) -> Geometry:
     # Along an axis that was averaged over or dropped nothing is known, and nothing needs to be if
     # it shares no world axis with the others.
     remaining = base if not lost else None if base.world_axes() is None else base.without(lost)
-    if remaining is None:
+    if remaining is None or not remaining.dims:
         raise _unknown(array, lost)
     start, step = zip(*(_run(array, dim, base) for dim in remaining.dims), strict=True)
     order = [remaining.dims.index(dim) for dim in (*here, *removed)]
@@ -109,7 +139,7 @@ def geometry_of(array: xr.DataArray) -> Geometry:
 
 def file_positions(array: xr.DataArray, dim: str) -> NDArray[np.float64] | None:
     """Return the indices into the stored array along a spatial dimension; None where unknown."""
-    base = file_geometry(array.attrs)
+    base = _file_geometry(array)
     if base is None or dim not in base.dims or dim not in array.coords:
         return None
     if array[dim].dtype.kind not in "iuf":

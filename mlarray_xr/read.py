@@ -58,9 +58,7 @@ def open_mla(
     dataset = xr.open_dataset(path, engine=MlaBackendEntrypoint, chunks=chunks, variable=variable)
     names = list(dataset.data_vars)
     if not names:
-        msg = (
-            f"{path}: the file holds metadata only, no array. To fix: read MlaArray(path).metadata"
-        )
+        msg = "the file holds metadata only, no array. To fix: read MlaArray(path).metadata"
         raise FormatError(msg)
     array = dataset[names[0]]
     array = attach_coords(array)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlarray_xr.attributes import OWN_ATTRS, plain_value
+from mlarray_xr.attributes import OWN_ATTRS, is_name, plain_value
 from mlarray_xr.axes import Axes, plan_dims
 from mlarray_xr.geometry import Geometry
 
@@ -26,9 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["Record", "StoredCoordinate", "stored_axes", "stored_geometry"]
 
 _KEY = "mlarray_xr"
-_DTYPE = re.compile(r"[iuf][1248]|b1|U|[mM]8\[(\d{1,4})?(Y|M|W|D|h|m|s|ms|us|ns)\]")
-_NAME_CHARACTERS = 256
-_TEXT_BYTES = 64 << 20
+_COORDS_BYTES = 64 << 20
+"""Bound of all coordinates of a file in memory."""
+
+_MOST_DIMS = 64
+"""NumPy has no more dimensions."""
+
+_DTYPE = re.compile(r"[iu][1248]|f[248]|b1|U|[mM]8\[(s|ms|us|ns)\]")
+"""Types of coordinates; xarray has no other units of time."""
+
+_ELEMENTS: dict[str, set[type]] = {
+    "b": {bool},
+    "f": {int, float},
+    "U": {str},
+    **{kind: {int} for kind in "iumM"},
+}
+"""Types of plain values by kind of array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,7 +54,7 @@ class StoredCoordinate:
     >>> entry = StoredCoordinate(dims=("time",), values=times).to_entry()
     >>> entry["dtype"], entry["values"]
     ('M8[ns]', [1767312000000000000])
-    >>> StoredCoordinate.from_entry(entry).values.dtype
+    >>> StoredCoordinate.from_entry(entry, sizes={"time": 1}).values.dtype
     dtype('<M8[ns]')
     """
 
@@ -75,20 +88,33 @@ class StoredCoordinate:
         }
 
     @classmethod
-    def from_entry(cls, entry: Any) -> StoredCoordinate | None:
-        """Read plain data back; None when it is not what `to_entry` returns."""
+    def from_entry(
+        cls, entry: Any, *, sizes: Mapping[str, int], limit_bytes: int = _COORDS_BYTES
+    ) -> StoredCoordinate | None:
+        """Read plain data back.
+
+        None when it is not what `to_entry` returns, does not fit an array of these `sizes` by
+        dimension, or takes more than `limit_bytes` in memory.
+        """
         try:
             dims, kind, found = tuple(entry["dims"]), entry["dtype"], entry["values"]
-            attrs = {str(name): value for name, value in entry["attrs"].items()}
-            if not _DTYPE.fullmatch(kind) or not all(type(dim) is str for dim in dims):
+            attrs = {name: value for name, value in entry["attrs"].items() if is_name(name)}
+            flat = found if dims else [found]
+            if not _DTYPE.fullmatch(kind) or type(flat) is not list:
                 return None
-            if kind == "U" and not _fits_in_memory(found):
+            if dims and (len(flat),) != tuple(sizes[dim] for dim in dims):
                 return None
-            exact = np.asarray(found, np.int64 if kind[0] in "mM" else kind)
-            values = exact.astype(kind) if kind[0] in "mM" else exact
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            if not {type(value) for value in flat} <= _ELEMENTS[kind[0]]:
+                return None
+            # Each text takes the room of the longest.
+            itemsize = 4 * max(map(len, flat), default=0) if kind == "U" else 8
+            if itemsize * len(flat) > limit_bytes:
+                return None
+            with np.errstate(over="raise"):
+                values = np.asarray(found, np.int64 if kind[0] in "mM" else kind)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             return None
-        return cls(dims=dims, values=values, attrs=attrs) if values.ndim == len(dims) < 2 else None
+        return cls(dims=dims, values=values.astype(kind, copy=False), attrs=attrs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,7 +127,7 @@ class Record:
     >>> extra = Record(name="ct").added_to({"site": 3})
     >>> extra
     {'site': 3, 'mlarray_xr': {'name': 'ct'}}
-    >>> Record.of(Metadata(extra=extra)).name
+    >>> Record.of(Metadata(extra=extra), shape=()).name
     'ct'
     """
 
@@ -119,21 +145,17 @@ class Record:
     """Affine over `plane_dims`, one row and column more than there are dimensions."""
 
     @classmethod
-    def of(cls, metadata: Metadata) -> Record:
-        """Read the entry of a file."""
-        entry = metadata.extra.get(_KEY)
-        if type(entry) is not dict:
-            return cls()
-        name, dims, plane = entry.get("name"), entry.get("dims"), entry.get("plane")
-        coords = _mapping(entry.get("coords"))
-        found = {key: StoredCoordinate.from_entry(value) for key, value in coords.items()}
-        attrs = _mapping(entry.get("attrs"))
-        plane_dims, plane_affine = _plane(plane)
+    def of(cls, metadata: Metadata, *, shape: tuple[int, ...]) -> Record:
+        """Read the entry of a file that holds an array of `shape`."""
+        entry = _entry(metadata)
+        name, attrs = entry.get("name"), _mapping(entry.get("attrs"))
+        sizes = dict(zip(stored_axes(metadata, len(shape)).dims, shape, strict=True))
+        plane_dims, plane_affine = _plane(entry.get("plane"))
         return cls(
-            name=name if type(name) is str and 0 < len(name) <= _NAME_CHARACTERS else None,
-            dims=_names(dims),
+            name=name if is_name(name) else None,
+            dims=_names(entry.get("dims")),
             attrs={key: value for key, value in attrs.items() if key not in OWN_ATTRS},
-            coords={key: value for key, value in found.items() if value is not None},
+            coords=_coords(_mapping(entry.get("coords")), sizes),
             plane_dims=plane_dims,
             plane_affine=plane_affine,
         )
@@ -157,7 +179,7 @@ class Record:
 def stored_axes(metadata: Metadata, ndim: int) -> Axes:
     """Return the axes of an array in a file: names we stored, else those the labels give."""
     axes = plan_dims(metadata.spatial.axis_labels, ndim)
-    dims = Record.of(metadata).dims
+    dims = _names(_entry(metadata).get("dims"))
     if dims is None or len(dims) != ndim or not all(_is_word(dims[axis]) for axis in axes.spatial):
         return axes
     return replace(axes, dims=dims)
@@ -175,13 +197,14 @@ def stored_geometry(metadata: Metadata, axes: Axes) -> Geometry:
         When the stored numbers are for another count of spatial axes.
     """
     geometry = Geometry.from_spatial(metadata.spatial, axes=axes)
-    record, size = Record.of(metadata), len(axes.spatial)
-    removed = record.plane_dims[size:]
-    if record.plane_dims[:size] != axes.spatial_dims or not removed or {*removed} & {*axes.dims}:
+    dims, affine = _plane(_entry(metadata).get("plane"))
+    size = len(axes.spatial)
+    removed = dims[size:]
+    if dims[:size] != axes.spatial_dims or not removed or {*removed} & {*axes.dims}:
         return geometry
     volume = Geometry(
-        dims=record.plane_dims,
-        affine=record.plane_affine,
+        dims=dims,
+        affine=affine,
         units=geometry.units + (None,) * len(removed),
         coord_system=geometry.coord_system,
     )
@@ -190,17 +213,32 @@ def stored_geometry(metadata: Metadata, axes: Axes) -> Geometry:
     return volume if agrees else geometry
 
 
+def _entry(metadata: Metadata) -> dict[Any, Any]:
+    """Return our entry as it was found, empty where there is none."""
+    entry = metadata.extra.get(_KEY)
+    return entry if type(entry) is dict else {}
+
+
 def _mapping(value: Any) -> dict[str, Any]:
-    """Return the items of a dict that have a text as key."""
+    """Return the items of a dict that have a name as key."""
     items = value.items() if type(value) is dict else ()
-    return {key: item for key, item in items if type(key) is str and key}
+    return {key: item for key, item in items if is_name(key)}
+
+
+def _coords(entries: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, StoredCoordinate]:
+    """Return the coordinates that fit the array, as long as all of them fit in memory."""
+    coords, left_bytes = {}, _COORDS_BYTES
+    for name, entry in entries.items():
+        found = StoredCoordinate.from_entry(entry, sizes=sizes, limit_bytes=left_bytes)
+        if found is not None:
+            coords[name] = found
+            left_bytes -= found.values.nbytes
+    return coords
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
     """Return unique texts, or None."""
-    if type(value) is not list or not all(
-        type(name) is str and 0 < len(name) <= _NAME_CHARACTERS for name in value
-    ):
+    if type(value) is not list or not all(map(is_name, value)):
         return None
     return tuple(value) if len(set(value)) == len(value) else None
 
@@ -208,22 +246,17 @@ def _names(value: Any) -> tuple[str, ...] | None:
 def _plane(value: Any) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
     """Return dims and affine of a plane when both are there and agree."""
     try:
-        dims = _names(value["dims"]) or ()
-        affine = np.asarray(value["affine"], np.float64)
-    except (KeyError, OverflowError, TypeError, ValueError):
+        dims, rows = _names(value["dims"]) or (), value["affine"]
+        size = len(dims) + 1
+        if size > _MOST_DIMS or not all(map(_is_word, dims)) or len(rows) != size:
+            return (), ()
+        if not all(len(row) == size and {*map(type, row)} <= _ELEMENTS["f"] for row in rows):
+            return (), ()
+        return dims, tuple(tuple(map(float, row)) for row in rows)
+    except (KeyError, OverflowError, TypeError):
         return (), ()
-    if affine.shape != (len(dims) + 1,) * 2 or not all(map(_is_word, dims)):
-        return (), ()
-    return dims, tuple(tuple(row) for row in affine.tolist())
 
 
 def _is_word(name: str) -> bool:
     """Tell names without white space: attributes list the spatial ones in one text."""
     return name.split() == [name]
-
-
-def _fits_in_memory(texts: Any) -> bool:
-    """Tell whether texts make an array of bounded size: each takes the room of the longest."""
-    flat = texts if type(texts) is list else [texts]
-    longest = max((len(text) for text in flat if type(text) is str), default=0)
-    return all(type(text) is str for text in flat) and 4 * longest * len(flat) <= _TEXT_BYTES

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import time
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,14 +14,15 @@ import numpy as np
 import xarray as xr
 
 from mlarray_xr.array import MlaArray
+from mlarray_xr.attributes import METADATA_ATTR
 from mlarray_xr.dask import encoded_parts, is_dask
 from mlarray_xr.dataset import metadata_of
-from mlarray_xr.errors import ConversionError
+from mlarray_xr.errors import ConversionError, MlaWarning
 from mlarray_xr.format.metadata import Metadata, Storage
 from mlarray_xr.format.metadata_codec import encode_metadata
 from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
 from mlarray_xr.planning.grid import part_boxes, plan_part
-from mlarray_xr.planning.layout import Layout, plan_layout
+from mlarray_xr.planning.layout import Layout, Sizes, plan_layout
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.encode import STORABLE_KINDS, EncodedChunk, FramePlan, encode_part
@@ -31,15 +32,12 @@ from mlarray_xr.storage.read_pool import available_threads
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlarray_xr.axes import Axes
     from mlarray_xr.planning.grid import Box
 
 __all__ = ["WriteReport", "to_mla"]
 
 _SUFFIX = ".mla"
 _PART_BYTES = 32 << 20
-
-Sizes = int | tuple[int, ...] | dict[str, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +93,9 @@ def to_mla(
     obj: Any,
     path: str | os.PathLike[str],
     *,
-    patch: Sizes | Literal["default"] = "default",
-    chunks: Sizes = None,
-    blocks: Sizes = None,
+    patch: Sizes | Literal["default"] | None = "default",
+    chunks: Sizes | None = None,
+    blocks: Sizes | None = None,
     codec: str | Codec = DEFAULT_CODEC,
     mode: Literal["w-", "w"] = "w-",
     metadata: Metadata | None = None,
@@ -106,7 +104,8 @@ def to_mla(
 
     The file is written beside the target under a temporary name, checked, forced to disk and
     renamed; an error leaves the target as it was. The same values, layout and codec give the same
-    bytes. The reference package reads the result (releases 0.0.49 to 0.0.54).
+    bytes. The reference package reads the result: releases 0.0.49 to 0.0.54, of files that state a
+    coordinate system 0.0.54 only, because older ones refuse that field.
 
     Parameters
     ----------
@@ -169,7 +168,8 @@ def to_mla(
         values.shape,
         values.dtype,
         patch=patch,
-        dims=_planned_dims(axes, patch, chunks, blocks),
+        dims=axes.dims,
+        spatial=axes.spatial,
         chunks=chunks,
         blocks=blocks,
     )
@@ -194,20 +194,6 @@ def to_mla(
     )
 
 
-def _planned_dims(axes: Axes, *sizes: Sizes | str) -> list[str] | None:
-    """Return the names to plan by, changed where only the name of an axis is spatial.
-
-    None when all axes are spatial, whatever their names, unless sizes are given by name.
-    """
-    if len(axes.spatial) == len(axes.dims) and not any(isinstance(s, dict) for s in sizes):
-        return None
-    looks_spatial = re.compile("[xyz]|spatial.*")
-    return [
-        f"_{dim}" if looks_spatial.fullmatch(dim) and axis not in axes.spatial else dim
-        for axis, dim in enumerate(axes.dims)
-    ]
-
-
 def _target(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a target that the reference package would open."""
     target = os.fsdecode(path)
@@ -229,6 +215,7 @@ def _values_and_metadata(obj: Any) -> tuple[Any, Metadata]:
                 "one file holds one array. To fix: write each variable, ds[name], to its own file"
             )
             raise ConversionError(msg)
+        _warn_of_left_behind(obj)
         obj = next(iter(obj.data_vars.values()))
     if isinstance(obj, xr.DataArray):
         data = obj.variable._data  # noqa: SLF001 - .data would load a lazy array whole
@@ -242,6 +229,20 @@ def _values_and_metadata(obj: Any) -> tuple[Any, Metadata]:
         msg = f"{obj[:80]!r}: an array is needed, not text. To fix: mlarray_xr.convert takes paths"
         raise ConversionError(msg)
     return np.asanyarray(obj), Metadata(has_array=True)
+
+
+def _warn_of_left_behind(dataset: xr.Dataset) -> None:
+    """Warn of what a dataset says beyond its variable: a file has no place for it."""
+    array = next(iter(dataset.data_vars.values()))
+    left = [*dataset.attrs, *(name for name in dataset.coords if name not in array.coords)]
+    # What the engine itself puts on a dataset is in the variable's metadata.
+    left = [name for name in left if name != METADATA_ATTR]
+    if left:
+        msg = (
+            f"attributes and coordinates {sorted(map(str, left))} of the Dataset are not stored: "
+            "a file holds one variable. To fix: put them on the variable"
+        )
+        warnings.warn(msg, MlaWarning, stacklevel=4)
 
 
 def _check_values(values: Any) -> None:
@@ -268,7 +269,7 @@ class _LazyVariable:
         self.shape, self.dtype = source.shape, source.dtype
         self.ndim, self.size = source.ndim, source.size
 
-    def __getitem__(self, key: tuple[slice, ...]) -> Any:
+    def __getitem__(self, key: tuple[Any, ...]) -> Any:
         return self._source[key].to_numpy()
 
 
@@ -300,8 +301,9 @@ def _encoded(values: Any, plan: FramePlan) -> Iterator[list[EncodedChunk]]:
         return
 
     def encode(box: Box) -> list[EncodedChunk]:
-        piece = values[tuple(slice(a, b) for a, b in box)]
-        return encode_part(np.asarray(piece, plan.dtype), box, plan)
+        # The ellipsis keeps a 0-d array an array: a scalar would lose its byte order.
+        piece = values[(*(slice(a, b) for a, b in box), ...)]
+        return encode_part(np.asarray(piece), box, plan)
 
     # One more part than threads waits, so that no thread idles while a part is written.
     threads = available_threads()

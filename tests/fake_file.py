@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,6 @@ from mlarray_xr.format.metadata import Boxes, Metadata, Spatial, Stats, Storage
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mlarray_xr.array import MlaArray
 
 
 ZYX = ("spatial_z", "spatial_y", "spatial_x")
@@ -37,7 +35,7 @@ def opened(
     metadata: Metadata, shape: tuple[int, ...], *, lazy: Any = None, **kwargs: Any
 ) -> xr.Dataset:
     """Open a file that holds 0, 1, 2... in C order, unless `lazy` is its data."""
-    file = cast("MlaArray", FakeFile(metadata=metadata, shape=shape))
+    file = FakeFile(metadata=metadata, shape=shape)
     if lazy is None:
         lazy = np.arange(np.prod(shape, dtype=int), dtype="int16").reshape(shape)
     return dataset_from(lazy, file, **kwargs)

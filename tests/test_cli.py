@@ -243,6 +243,20 @@ def test_help_and_version_are_exit_code_0(capsys: pytest.CaptureFixture[str]) ->
         assert "usage: mla" in capsys.readouterr().out
 
 
+def test_names_in_a_file_are_no_commands_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = {"mlarray_xr": {"name": "\x1b[2J", "dims": ["\x1b[2J", "a\nb"]}}
+    path = tmp_path / "\x1b[2J.mla"
+    to_mla(np.zeros((2, 3)), path, metadata=Metadata(extra=extra, has_array=True))  # type: ignore[arg-type]
+    capsys.readouterr()
+    assert main(["info", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "y 2, x 3" in printed
+    assert "\\x1b[2J.mla" in printed
+    assert "\x1b" not in printed
+
+
 def test_output_is_what_the_terminal_can_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,12 @@ def test_aligned_geometry_gives_positions_of_voxel_centres() -> None:
     array = image_of(rich(), (2, 3, 4, 5))
     np.testing.assert_array_equal(array.z, 10 + 3.0 * np.arange(3))
     np.testing.assert_array_equal(array.x, 30.125 + 0.5 * np.arange(5))
-    assert array.z.attrs == {"long_name": "voxel centre along z", "axis": "Z", "units": "mm"}
+    assert array.z.attrs == {
+        "long_name": "voxel centre along z",
+        "spatial_dim": "z",
+        "axis": "Z",
+        "units": "mm",
+    }
     assert "channel" not in array.coords
     assert array.attrs["spatial_coords"] == "world position"
 
@@ -157,6 +163,16 @@ def test_coordinates_that_no_file_holds_are_named(name: str, value: Any) -> None
         {"coords": {"y": {"dims": ["y"], "dtype": "i8", "values": [[1, 2]], "attrs": {}}}},
         {"coords": {"y": {"dims": ["y"], "dtype": "i1", "values": [999, 2], "attrs": {}}}},
         {"coords": {"y": {"dims": ["y"], "dtype": "U", "values": [1, 2], "attrs": {}}}},
+        {"coords": {"y": {"dims": ["y"], "dtype": "i8", "values": ["1", "2"], "attrs": {}}}},
+        {"coords": {"y": {"dims": ["y"], "dtype": "f4", "values": [1e300, 2], "attrs": {}}}},
+        {"coords": {"y": {"dims": ["y"], "dtype": "f1", "values": [1.0, 2.0], "attrs": {}}}},
+        *(
+            {"coords": {"y": {"dims": ["y"], "dtype": kind, "values": [2**62, 1], "attrs": {}}}}
+            for kind in ("M8[0ns]", "M8[7s]", "M8[9999Y]", "m8[9999W]", "M8[Y]", "M8[D]", "M8")
+        ),
+        {"plane": {"dims": ["y", "x", "z"], "affine": [[[1]] * 4] * 4}},
+        {"plane": {"dims": ["y", "x", "z"], "affine": [["1"] * 4] * 4}},
+        {"plane": {"dims": [str(i) for i in range(99)], "affine": [[1] * 100] * 100}},
         {"coords": {"s": {"dims": [], "dtype": "U", "values": "x" * (1 << 25), "attrs": {}}}},
         {"coords": {"b": {"dims": ["q"], "dtype": "i8", "values": [1, 2], "attrs": {}}}},
         {"dims": ["a b", "x"], "plane": {"dims": ["y", "x", "z"], "affine": [[1]]}},
@@ -169,6 +185,32 @@ def test_a_strange_entry_of_ours_is_left_out(entry: Any) -> None:
     xr.testing.assert_identical(
         array.drop_attrs(), image_of(Metadata(has_array=True), (2, 3)).drop_attrs()
     )
+
+
+@pytest.mark.parametrize("n", [2000, 3])
+def test_coordinates_have_one_bound_in_memory(n: int) -> None:
+    values = ["x" * 4000] + [""] * 1999
+    entry = {"dims": ["y"], "dtype": "U", "values": values, "attrs": {}}
+    coords = {f"c{i}": entry for i in range(200)}
+    metadata = Metadata(has_array=True, extra={"mlarray_xr": {"coords": coords}})  # type: ignore[dict-item]
+    tracemalloc.start()
+    found = Record.of(metadata, shape=(n, 3)).coords
+    array = image_of(metadata, (n, 3))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert list(found) == (["c0", "c1"] if n == 2000 else [])
+    assert array.shape == (n, 3)
+    assert peak_bytes < 160 << 20
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("value", [2**63 - 1, 2**62, -(2**63)])
+def test_any_time_that_numpy_holds_opens(unit: str, value: int) -> None:
+    entry = {"dims": ["y"], "dtype": f"M8[{unit}]", "values": [value, 1], "attrs": {}}
+    metadata = Metadata(has_array=True, extra={"mlarray_xr": {"coords": {"y": entry}}})  # type: ignore[dict-item]
+    array = image_of(metadata, (2, 3))
+    assert repr(array)
+    assert array.y.values.astype("i8").tolist() == [value, 1]
 
 
 def test_the_entry_replaces_itself_and_nothing_else() -> None:

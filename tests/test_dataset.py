@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from mlarray_xr.attributes import read_metadata
 from mlarray_xr.dataset import metadata_of
 from mlarray_xr.errors import GeometryError, MlaWarning
 from mlarray_xr.format.metadata import Boxes, Metadata, Spatial, Stats
-from tests.fake_file import as_text, image, image_of, opened, reopened, rich
+from tests.fake_file import ZYX, as_text, image, image_of, opened, reopened, rich
 
 DATA = Path(__file__).parent / "data" / "mla"
 OBLIQUE = ((0.5, 0.0, 0.1, -10.0), (0.0, 0.75, 0.0, 20.0), (0.0, 0.05, 2.0, 30.5), (0, 0, 0, 1))
@@ -77,6 +78,32 @@ def test_assumed_axes_are_said_and_never_stored_as_known() -> None:
     assert labels == ("spatial", "spatial", "spatial")
     assert reopened(moved).dims == ("x", "y", "z")
     assert metadata_of(array[0]).spatial.axis_labels is None
+
+
+def test_names_that_no_terminal_should_see_are_left_out() -> None:
+    bad, long = "\x1b[2J", "n" * 1_000_000
+    coordinate = {"dims": [], "dtype": "i8", "values": 1, "attrs": {bad: 1, long: 1}}
+    for name in (bad, long, "a\nb"):
+        entry = {
+            "name": name,
+            "dims": [name, "x"],
+            "attrs": {name: 1},
+            "coords": {name: coordinate, "ok": coordinate},
+        }
+        dataset = opened(Metadata(has_array=True, extra={"mlarray_xr": entry}), (2, 3))  # type: ignore[dict-item]
+        assert list(dataset.data_vars) == ["image"]
+        assert dataset["image"].dims == ("y", "x")
+        assert dataset["ok"].attrs == {}
+        shown = repr(dataset) + repr(dataset["image"]) + repr(dataset["ok"])
+        assert "\x1b" not in shown
+        assert len(shown) < 5000
+
+
+def test_names_that_reading_leaves_out_are_said_when_writing() -> None:
+    array = image((2, 3)).assign_attrs({"\x1b": 1}).assign_coords({"n" * 257: 1})
+    with pytest.warns(MlaWarning) as caught:
+        assert metadata_of(array).extra == {}
+    assert len(caught) == 2
 
 
 def test_names() -> None:
@@ -184,12 +211,77 @@ def test_a_new_spatial_axis_without_positions_is_said() -> None:
         assert metadata_of(stack).spatial.affine is None
 
 
-def test_a_renamed_dimension_is_no_longer_spatial() -> None:
-    array = image_of(rich(), (2, 3, 4, 5)).rename(z="depth")
-    back = reopened(array)
-    assert back.dims == ("channel", "depth", "y", "x")
-    assert back.mla.spacing == {"y": 0.75, "x": 0.5}
-    np.testing.assert_array_equal(back.depth, array.depth)
+SPATIALS: list[dict[str, Any]] = [
+    {"spacing": (3, 0.75, 0.5), "origin": (1, 2, 3)},
+    {"spacing": (3, 0.75, 0.5), "axis_labels": ZYX},
+    {"affine": OBLIQUE, "axis_labels": ZYX},
+    {"affine": OBLIQUE},
+]
+
+
+@pytest.mark.parametrize("spatial", SPATIALS)
+@pytest.mark.parametrize(
+    "names", [{"z": "x", "x": "z"}, {"z": "y", "y": "x", "x": "z"}, {"z": "depth"}]
+)
+def test_the_geometry_stays_with_the_data_when_dimensions_are_renamed(
+    spatial: dict[str, Any], names: dict[str, str]
+) -> None:
+    array = image((4, 5, 6), **spatial)
+    renamed = array.rename(names)
+    np.testing.assert_array_equal(renamed.mla.affine, array.mla.affine)
+    assert renamed.mla.geometry.dims == renamed.dims
+    cropped = array[1:, ::2, ::-1]
+    np.testing.assert_array_equal(renamed[1:, ::2, ::-1].mla.affine, cropped.mla.affine)
+    for view, expected in ((renamed, array), (renamed[1:, ::2, ::-1], cropped)):
+        back = reopened(view)
+        assert back.dims == renamed.dims
+        np.testing.assert_array_equal(back.mla.affine, expected.mla.affine)
+        assert as_text(metadata_of(back)) == as_text(metadata_of(view))
+    np.testing.assert_allclose(
+        reopened(renamed[2]).mla.affine, array[2].mla.affine, rtol=0, atol=1e-12
+    )
+
+
+def test_renaming_says_of_the_axes_what_the_new_names_say() -> None:
+    array = image((4, 5, 6), spacing=(3, 2, 1), axis_labels=ZYX)
+    swapped = metadata_of(array.rename(z="x", x="z")).spatial
+    assert swapped.axis_labels == ("spatial_x", "spatial_y", "spatial_z")
+    depth = metadata_of(array.rename(z="depth")).spatial
+    assert depth.axis_labels == ("spatial", "spatial_y", "spatial_x")
+
+
+def test_renamed_dimensions_that_cannot_be_told_apart_are_refused() -> None:
+    array = image((4, 5, 6), affine=OBLIQUE).rename(z="x", x="z").drop_vars("x")
+    with pytest.raises(GeometryError, match="told apart"):
+        _ = array.mla.affine
+    with pytest.raises(GeometryError, match="told apart"):
+        metadata_of(array)
+
+
+def test_a_coordinate_computed_from_a_spatial_one_does_not_pose_as_it() -> None:
+    array = image((4, 5, 6), spacing=(3, 2, 1))
+    more = array.assign_coords(z_um=1000 * array.z.assign_attrs(array.z.attrs))
+    more.z_um.attrs.update(array.z.attrs)
+    np.testing.assert_array_equal(more.mla.affine, array.mla.affine)
+    np.testing.assert_array_equal(more[2].mla.affine, array[2].mla.affine)
+    assert "spatial_dim" not in metadata_of(more).extra["mlarray_xr"]["coords"]["z_um"]["attrs"]  # type: ignore[index,call-overload,operator]
+
+
+@pytest.mark.parametrize("spatial", SPATIALS)
+def test_without_a_spatial_dimension_there_is_no_geometry(spatial: dict[str, Any]) -> None:
+    array = image((4, 5, 6), **spatial)
+    mean = array.mean(("z", "y", "x"), keep_attrs=True)
+    bare = array.drop_vars(["z", "y", "x"]).rename(z="a", y="b", x="c")
+    for lost in (mean, bare):
+        with pytest.raises(GeometryError, match="positions are unknown"):
+            _ = lost.mla.geometry
+        with pytest.warns(MlaWarning, match="none of the dimensions"):
+            assert metadata_of(lost).spatial.affine is None
+
+
+def test_a_voxel_keeps_its_place() -> None:
+    voxel = image((4, 5, 6), affine=OBLIQUE)[1, 2, 3]
+    np.testing.assert_allclose(reopened(voxel).mla.affine, voxel.mla.affine, atol=1e-12)
 
 
 def test_any_names_of_dimensions_survive() -> None:

@@ -199,8 +199,8 @@ def test_parts_grow_toward_the_patch() -> None:
 
 def test_the_last_part_is_no_sliver() -> None:
     part = plan_part((10_001, 1000), (100, 1000), itemsize=10)
-    assert part == (1500, 1000)
-    assert len(list(part_boxes((10_001, 1000), part))) == 7
+    assert part == (2600, 1000)
+    assert len(list(part_boxes((10_001, 1000), part))) == 4
 
 
 @pytest.mark.parametrize(("shape", "part"), [((0, 5), (1, 5)), ((), ()), ((0,), (1,))])

@@ -13,7 +13,8 @@ from mlarray_xr.write import to_mla
 
 if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.write import Sizes, WriteReport
+    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.write import WriteReport
 
 __all__ = ["convert"]
 
@@ -25,9 +26,9 @@ def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    patch: Sizes | Literal["default"] = "default",
-    chunks: Sizes = None,
-    blocks: Sizes = None,
+    patch: Sizes | Literal["default"] | None = "default",
+    chunks: Sizes | None = None,
+    blocks: Sizes | None = None,
     codec: str | Codec = DEFAULT_CODEC,
     mode: Literal["w-", "w"] = "w-",
 ) -> WriteReport | None:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.grid import Box
-    from mlarray_xr.write import Sizes, WriteReport
+    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.write import WriteReport
 
 __all__ = ["NIFTI_SUFFIXES", "mla_to_nifti", "nifti_to_mla", "open_nifti"]
 
@@ -82,7 +83,7 @@ def open_nifti(path: str | os.PathLike[str]) -> xr.DataArray:
     (('x', 'y', 'z'), {'x': 2.0, 'y': 3.0, 'z': 4.0})
     """
     values, metadata = _open(path)
-    dataset = dataset_from(values, cast("MlaArray", _Described(values, metadata)))
+    dataset = dataset_from(values, _Described(values, metadata))
     array = next(iter(dataset.data_vars.values()))
     array.encoding = {}
     return array
@@ -92,9 +93,9 @@ def nifti_to_mla(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    patch: Sizes | Literal["default"] = "default",
-    chunks: Sizes = None,
-    blocks: Sizes = None,
+    patch: Sizes | Literal["default"] | None = "default",
+    chunks: Sizes | None = None,
+    blocks: Sizes | None = None,
     codec: str | Codec = DEFAULT_CODEC,
     mode: Literal["w-", "w"] = "w-",
 ) -> WriteReport:

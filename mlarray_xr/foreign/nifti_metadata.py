@@ -106,7 +106,7 @@ def header_for(array: MlaArray) -> tuple[NiftiHeader, list[int]]:
     order = [*axes.spatial, *others]
     shape = [array.shape[axis] for axis in axes.spatial]
     shape += [1] * (3 - len(shape)) + [array.shape[axis] for axis in others]
-    record = Record.of(metadata)
+    record = Record.of(metadata, shape=array.shape)
     slope = tuple(record.attrs.get(name) for name in _SCALING)
     header = plan_header(
         base=stored,
@@ -131,7 +131,7 @@ def _is_true(header: NiftiHeader, array: MlaArray) -> bool:
         )
     except (ConversionError, GeometryError):
         return False
-    records = Record.of(array.metadata), Record.of(described)
+    records = [Record.of(m, shape=array.shape) for m in (array.metadata, described)]
     slopes = [{k: r.attrs.get(k) for k in _SCALING} for r in records]
     times = [{k: (v.values.tolist(), v.attrs) for k, v in r.coords.items()} for r in records]
     return (

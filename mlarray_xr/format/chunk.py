@@ -24,13 +24,23 @@ __all__ = [
 ]
 
 CHUNK_HEADER_BYTES = 32
-_MAX_CHUNK_VERSION = 5
+_CHUNK_VERSION = (5, 1)
 _EXTENDED = 0x05
 _RAW = 0x02
 _SPECIAL_REPEAT = 3
-_CODEC_FORMATS = (0, 1, 3, 4, 6)
+_SPECIAL_SHIFT = 4
+_DICTIONARY = 0x01
+# Byte 31 without special code and dictionary: a lazy chunk is looked for in another file, an
+# instrumented one decodes to timings. Byte 30 announces blocks of variable size.
+_FOREIGN_FLAGS = 0x8E
+_CODEC_FORMATS = (0, 1, 3, 4)
+_PLUGIN_FORMAT = 6
+# NDLZ and ZFP are compiled in. For every other id C-Blosc2 starts a Python interpreter that imports
+# a package of the codec's name, from the current directory if one lies there.
+_PLUGINS = (32, 33, 34, 35)
 _FILTERS = (0, 1, 2, 3, 4, 32, 33, 35, 36)
 _DELTA = 3
+_PLAIN_FILTERS = (0, 1, 2)
 _SPECIAL_TOP_BYTES = (0x81, 0x82, 0x84)
 # The table itself: 2^24 chunks of 1 MiB are 16 TiB of voxels. Checking it takes three times its
 # bytes: a larger claim is a memory bomb.
@@ -67,14 +77,16 @@ def parse_chunk_header(chunk: bytes, *, max_nbytes: int, name: str) -> ChunkHead
         msg = f"{name}: {len(chunk)} bytes are no Blosc2 chunk, its header alone has 32"
         raise FormatError(msg)
     nbytes, _, cbytes = (int(n) for n in np.frombuffer(chunk, "<i4", 3, 4))
-    version_ok = chunk[0] <= _MAX_CHUNK_VERSION and chunk[2] & _EXTENDED == _EXTENDED
-    if not version_ok or cbytes != len(chunk):
-        msg = f"{name}: version {chunk[0]}, {cbytes} bytes claimed, {len(chunk)} stored: damaged"
+    if not _is_plain(chunk) or cbytes != len(chunk):
+        msg = (
+            f"{name}: a chunk of version {chunk[0]} and codec format {chunk[2] >> 5} claims "
+            f"{cbytes} bytes, {len(chunk)} are stored: it is damaged, or of a refused kind"
+        )
         raise FormatError(msg)
     if not 0 < nbytes <= max_nbytes:
         msg = f"{name}: decodes to {nbytes} bytes, the limit is {max_nbytes}"
         raise FormatError(msg)
-    special, is_raw = (chunk[31] >> 4) & 7, bool(chunk[2] & _RAW)
+    special, is_raw = (chunk[31] >> _SPECIAL_SHIFT) & 7, bool(chunk[2] & _RAW)
     if is_raw and not special and cbytes != CHUNK_HEADER_BYTES + nbytes:
         msg = f"{name}: {nbytes} raw bytes do not fit a chunk of {cbytes} bytes: damaged"
         raise FormatError(msg)
@@ -107,8 +119,8 @@ def check_index_header(head: bytes, header: FrameHeader, *, index_bytes: int, na
         msg = f"{name}: {index_bytes} bytes are left for the chunk index, at least 32 are needed"
         raise FormatError(msg)
     nbytes, _, cbytes = (int(n) for n in np.frombuffer(head, "<i4", 3, 4))
-    good = head[0] <= _MAX_CHUNK_VERSION and head[3] == 8 and nbytes == wanted
-    if not good or cbytes != index_bytes:
+    is_table = _is_plain(head) and head[3] == 8 and nbytes == wanted
+    if not is_table or cbytes != index_bytes:
         msg = (
             f"{name}: the chunk index holds {nbytes} bytes in {cbytes}, "
             f"{header.n_chunks} chunks need {wanted} bytes in {index_bytes}: damaged or not N-D"
@@ -178,7 +190,7 @@ def check_chunks(
     heads = payload[offsets[:, None] + np.arange(CHUNK_HEADER_BYTES)]
     sizes = heads[:, 4:16].copy().view("<i4")
     nbytes, blocksize, cbytes = sizes[:, 0], sizes[:, 1], sizes[:, 2]
-    flags, special = heads[:, 2], (heads[:, 31] >> 4) & 7
+    flags, special = heads[:, 2], (heads[:, 31] >> _SPECIAL_SHIFT) & 7
     raw = (flags & _RAW) != 0
     element = header.typesize if header.typesize <= 255 else 1
     repeat = special == _SPECIAL_REPEAT
@@ -186,14 +198,11 @@ def check_chunks(
     length_ok &= ~raw | repeat | (cbytes == CHUNK_HEADER_BYTES + nbytes)
     length_ok &= ~repeat | (cbytes == CHUNK_HEADER_BYTES + header.typesize)
     good = (
-        (heads[:, 0] <= _MAX_CHUNK_VERSION)
-        & ((flags & _EXTENDED) == _EXTENDED)
-        & np.isin(flags >> 5, _CODEC_FORMATS)
+        _are_known(heads)
         & (heads[:, 3] == element)
         & (nbytes == header.chunksize)
         & (blocksize == header.blocksize)
         & ((special == 0) | repeat)
-        & np.isin(heads[:, 16:22], _FILTERS).all(axis=1)
         & length_ok
     )
     streams = good & ~raw & ~repeat
@@ -208,7 +217,33 @@ def check_chunks(
             "Other chunks can still be read"
         )
         raise ChunkError(msg)
-    return np.asarray((heads[:, 16:22] == _DELTA).any(axis=1) | ((heads[:, 31] & 1) != 0))
+    uses_dictionary = (heads[:, 31] & _DICTIONARY) != 0
+    return np.asarray((heads[:, 16:22] == _DELTA).any(axis=1) | uses_dictionary)
+
+
+def _is_plain(head: bytes) -> bool:
+    """Tell whether a chunk is of a kind that decodes the same in parts and as a whole.
+
+    C-Blosc2 looks up the entries of the chunk index one by one. Where a filter or a dictionary
+    depends on what comes before, it would see other offsets than those that were checked.
+    """
+    is_known = bool(_are_known(np.frombuffer(head, np.uint8, CHUNK_HEADER_BYTES)[None])[0])
+    is_builtin = head[2] >> 5 != _PLUGIN_FORMAT and not head[31] & _DICTIONARY
+    return is_known and is_builtin and set(head[16:22]) <= set(_PLAIN_FILTERS)
+
+
+def _are_known(heads: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell for each chunk header whether it is of a kind that decodes without side effects."""
+    flags, formats = heads[:, 2], heads[:, 2] >> 5
+    is_plugin = (formats == _PLUGIN_FORMAT) & np.isin(heads[:, 22], _PLUGINS)
+    return np.asarray(
+        (heads[:, :2] == _CHUNK_VERSION).all(axis=1)
+        & ((flags & _EXTENDED) == _EXTENDED)
+        & (np.isin(formats, _CODEC_FORMATS) | is_plugin)
+        & np.isin(heads[:, 16:22], _FILTERS).all(axis=1)
+        & (heads[:, 30] == 0)
+        & ((heads[:, 31] & _FOREIGN_FLAGS) == 0)
+    )
 
 
 def _block_starts_ok(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from mlarray_xr.errors import FormatError
@@ -69,7 +70,7 @@ def parse_trailer(trailer: bytes, header: FrameHeader, *, name: str) -> dict[str
     if bool(found) != header.has_vlmeta:
         msg = f"{name}: the header says entries: {header.has_vlmeta}, the trailer has {len(found)}"
         raise FormatError(msg)
-    spans = {}
+    spans: dict[str, tuple[int, int]] = {}
     body = trailer[: len(trailer) - FOOTER_BYTES]
     for entry, offset in found:
         if not cursor.position <= offset <= len(body):
@@ -77,7 +78,16 @@ def parse_trailer(trailer: bytes, header: FrameHeader, *, name: str) -> dict[str
             raise FormatError(msg)
         value = Cursor(body, position=offset, what=f"{name}: metadata entry {entry!r}")
         length = value.integer(0xC6, 4, signed=False)
-        start = value.position
-        value.take(length)
-        spans[entry] = (start, start + length)
+        if length > len(body) - value.position:
+            msg = (
+                f"{name}: metadata entry {entry!r} claims {length} bytes, "
+                f"{len(body) - value.position} are left of the trailer: it is truncated or damaged"
+            )
+            raise FormatError(msg)
+        spans[entry] = (value.position, value.position + length)
+    # Entries that share their bytes would be copied once each, by us and by the C library.
+    ordered = sorted(spans.values())
+    if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ordered)):
+        msg = f"{name}: {len(spans)} metadata entries overlap in a trailer of {len(trailer)} bytes"
+        raise FormatError(msg)
     return spans

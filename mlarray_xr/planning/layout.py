@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_PATCH", "Layout", "Sizes", "plan_layout"]
 
+# One size for every axis, one per axis, or one per dimension name.
 Sizes: TypeAlias = int | Sequence[int] | Mapping[str, int]
-"""One size for every axis, one per axis, or one per dimension name."""
-
 DEFAULT_PATCH = 192
-"""Patch extent assumed on a spatial axis when none is asked for, in voxels."""
 
 _L1_BYTES = 32_768
 _L3_BYTES = 1_441_792
@@ -115,20 +113,19 @@ def plan_layout(
     *,
     patch: Sizes | str | None = "default",
     dims: Sequence[str] | None = None,
+    spatial: Sequence[int] | None = None,
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
 ) -> Layout:
     """Decide the chunks and blocks with which an array is stored; a pure function.
 
-    The spatial rule is that of the reference package ``mlarray`` 0.0.54 and gives the same numbers.
-    A block may fill 0.8 of a 32 768-byte L1 cache, a chunk 0.8 of a 1 441 792-byte L3 share. Blocks
-    start at 2 along every spatial axis. In each round one axis grows, by twice its weight: its
-    patch extent over the smallest patch extent, rounded. The axis whose growth fills the cache best
-    wins, the last one on a tie, until none fits. Chunks grow from the block alike, by weight times
-    block, and an axis rests once it exceeds 1.5 patches. Growth is clipped at the array's extent.
-
-    Where the reference gives up (elements too large, too many axes for the L1 share), axes stay at
-    1 instead. An array with an axis of extent 0 is one chunk and one block of the array's shape.
+    The rule is that of the reference package ``mlarray`` 0.0.54 and gives the same numbers. A block
+    may fill 0.8 of a 32 768-byte L1 cache, a chunk 0.8 of a 1 441 792-byte L3 share. Blocks start
+    at 2 along every spatial axis. In each round one axis grows, by twice its weight: its patch
+    extent over the smallest one, rounded. The axis whose growth fills the cache best wins, the last
+    one on a tie, until none fits. Chunks grow from the block alike, by weight times block, and an
+    axis rests beyond 1.5 patches. Growth is clipped at the array's extent. Where the reference
+    gives up (large elements, many axes), axes stay at 1. An empty array is one chunk and one block.
 
     Parameters
     ----------
@@ -142,9 +139,10 @@ def plan_layout(
         mapping goes by dimension name, with 192 for spatial dimensions it lacks. None plans for the
         whole array. Entries of non-spatial axes have no effect.
     dims : sequence of str, optional
-        Dimension names. ``x``, ``y``, ``z`` and names that start with ``spatial`` are spatial;
-        chunks and blocks have extent 1 along every other axis. Without names, or if none of them is
-        spatial, all axes are.
+        Dimension names. ``x``, ``y``, ``z`` and names that start with ``spatial`` are spatial, all
+        axes if none is; chunks and blocks have extent 1 along the others.
+    spatial : sequence of int, optional
+        Numbers of the spatial axes, ascending, instead of what their names say.
     chunks : int, sequence of int or mapping, optional
         Take these chunks, clipped to the shape, instead of planning for a patch. An int holds for
         every axis; dimensions that a mapping lacks are not split.
@@ -169,8 +167,6 @@ def plan_layout(
     Layout(chunks=(54, 54, 80), blocks=(18, 18, 20), patch=(192, 192, 192))
     >>> plan_layout((4, 512, 512), "float32", patch=256, dims=("channel", "y", "x"))
     Layout(chunks=(1, 400, 400), blocks=(1, 80, 80), patch=(256, 256))
-    >>> plan_layout((128, 512, 512), "int16", chunks=64)
-    Layout(chunks=(64, 64, 64), blocks=(22, 22, 22), patch=None)
     """
     extents = tuple(_size(n, "shape", least=0) for n in shape)
     if len(extents) > _MAX_NDIM:
@@ -183,17 +179,20 @@ def plan_layout(
             f"dims {tuple(dims)} name {len(dims)} axes, shape {extents} has {len(extents)}; "
             "give one name per axis"
         )
+    named = _spatial_axes(dims, len(extents)) if spatial is None else tuple(spatial)
     if chunks is not None:
         if not isinstance(patch, str):
             raise LayoutError(
                 f"patch={patch!r} and chunks={chunks!r} exclude each other; give the patch to have "
                 "chunks planned, or the chunks alone"
             )
-        layout = _given_layout(extents, itemsize, chunks=chunks, blocks=blocks, dims=dims)
+        layout = _given_layout(
+            extents, itemsize, chunks=chunks, blocks=blocks, dims=dims, named=named
+        )
     elif blocks is not None:
         raise LayoutError(f"blocks={blocks!r} were given without chunks; give both or neither")
     else:
-        layout = _patch_layout(extents, itemsize, patch=patch, dims=dims)
+        layout = _patch_layout(extents, itemsize, patch=patch, dims=dims, named=named)
     _check_limits(layout, extents, itemsize)
     return layout
 
@@ -204,12 +203,12 @@ def _patch_layout(
     *,
     patch: Sizes | str | None,
     dims: Sequence[str] | None,
+    named: tuple[int, ...],
 ) -> Layout:
     """Plan chunks and blocks for a patch."""
-    named = _spatial_axes(dims, len(shape))
     axes = named or tuple(range(len(shape)))
     window = _patch_extents(patch, shape=shape, axes=axes, dims=dims)
-    # The format wants one patch entry per axis that is spatial by name: with none, there is none.
+    # The format wants one patch entry per spatial axis: with none, there is none.
     recorded = window if named else None
     if 0 in shape:
         return Layout(chunks=shape, blocks=shape, patch=recorded)
@@ -231,6 +230,7 @@ def _given_layout(
     chunks: Sizes,
     blocks: Sizes | None,
     dims: Sequence[str] | None,
+    named: tuple[int, ...],
 ) -> Layout:
     """Check and clip given chunks, and choose blocks for them if none are given."""
     chunk = _clipped(chunks, "chunks", whole=shape, dims=dims)
@@ -238,7 +238,7 @@ def _given_layout(
     if 0 in shape:
         return Layout(chunks=shape, blocks=shape)
     if block is None:
-        axes = _spatial_axes(dims, len(shape)) or tuple(range(len(shape)))
+        axes = named or tuple(range(len(shape)))
         extents = tuple(chunk[axis] for axis in axes)
         grown = _grown_block(extents, (1,) * len(axes), itemsize)
         counts = [-(-n // size) for n, size in zip(extents, grown, strict=True)]

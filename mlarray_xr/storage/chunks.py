@@ -12,14 +12,14 @@ from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, parse_chunk_header
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode_chunk"]
+__all__ = ["decode_checked_chunk", "decode_chunk"]
 
 _REPEATED = 3
 _NAN = 2
 
 
 def decode_chunk(chunk: bytes, *, max_nbytes: int, name: str) -> NDArray[np.uint8]:
-    """Return the uncompressed bytes of a chunk, never more than the limit.
+    """Return the uncompressed bytes of a metadata value or chunk index, at most the limit.
 
     Chunks stored raw are decoded without python-blosc2, whose import costs a quarter of a second;
     nearly every metadata entry is stored raw, because it is compressed already.
@@ -54,9 +54,29 @@ def decode_chunk(chunk: bytes, *, max_nbytes: int, name: str) -> NDArray[np.uint
         return np.zeros(header.nbytes, np.uint8)
     if header.is_raw:
         return np.frombuffer(chunk, np.uint8, offset=CHUNK_HEADER_BYTES)
+    return decode_checked_chunk(chunk, nbytes=header.nbytes, name=name)
+
+
+def decode_checked_chunk(chunk: bytes, *, nbytes: int, name: str) -> NDArray[np.uint8]:
+    """Return the uncompressed bytes of a chunk whose header has been checked.
+
+    Parameters
+    ----------
+    chunk
+        The chunk's bytes, header included, exactly.
+    nbytes
+        Bytes that it decodes to.
+    name
+        What to call the chunk in errors.
+
+    Raises
+    ------
+    ChunkError
+        When the content cannot be decoded.
+    """
     import blosc2
 
-    decoded = np.empty(header.nbytes, np.uint8)
+    decoded = np.empty(nbytes, np.uint8)
     try:
         blosc2.decompress2(chunk, dst=decoded, nthreads=1)
     except (RuntimeError, ValueError, TypeError) as error:

@@ -5,21 +5,28 @@ One of the package's few pieces of state. Arrays hold addresses only; whatever i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from mlarray_xr.storage.mapped import MappedReader
 from mlarray_xr.storage.source import BytesSource, LocalSource
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 __all__ = ["MAX_OPEN_FILES", "close_reader", "open_readers", "reader_of"]
 
 MAX_OPEN_FILES = 128
 
 _lock = threading.Lock()
-_open: OrderedDict[LocalSource, MappedReader] = OrderedDict()
-_in_memory: weakref.WeakValueDictionary[str, MappedReader] = weakref.WeakValueDictionary()
+_open: OrderedDict[LocalSource | BytesSource, MappedReader] = OrderedDict()
+_in_memory: weakref.WeakValueDictionary[LocalSource | BytesSource, MappedReader] = (
+    weakref.WeakValueDictionary()
+)
 
 
 def reader_of(source: LocalSource | BytesSource) -> MappedReader:
@@ -28,19 +35,21 @@ def reader_of(source: LocalSource | BytesSource) -> MappedReader:
     At most `MAX_OPEN_FILES` files stay open, the least recently used one is dropped first; a read
     under way keeps its reader. Readers of bytes in memory live as long as somebody holds them.
     """
+    cache: MutableMapping[LocalSource | BytesSource, MappedReader]
+    cache = _in_memory if isinstance(source, BytesSource) else _open
     with _lock:
-        if isinstance(source, BytesSource):
-            reader = _in_memory.get(source.digest)
-            if reader is None:
-                reader = _in_memory[source.digest] = MappedReader(source)
-            return reader
-        reader = _open.get(source)
-        if reader is None:
-            reader = _open[source] = MappedReader(source)
+        reader = cache.get(source)
+    if reader is None:
+        # Outside the lock: opening a file on a slow file system must not stop other reads.
+        fresh = MappedReader(source)
+        with _lock:
+            reader = cache.setdefault(source, fresh)
             while len(_open) > MAX_OPEN_FILES:
                 _open.popitem(last=False)
-        _open.move_to_end(source)
-        return reader
+    if isinstance(source, LocalSource):
+        with _lock, contextlib.suppress(KeyError):
+            _open.move_to_end(source)
+    return reader
 
 
 def close_reader(source: LocalSource | BytesSource) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.chunk import check_chunks, check_index
 from mlarray_xr.planning.grid import box_shape, chunk_boxes, is_empty, plan_slabs, touched_chunks
-from mlarray_xr.storage.chunks import decode_chunk
+from mlarray_xr.storage.chunks import decode_checked_chunk, decode_chunk
 from mlarray_xr.storage.frame_file import read_header
 from mlarray_xr.storage.libblosc2 import NativeHandle, native_library
 from mlarray_xr.storage.portable import PortableHandle
@@ -245,7 +245,7 @@ class MappedReader:
             cbytes = int(self._payload[offset + 12 : offset + 16].view("<i4")[0])
             stored = self._payload[offset : offset + cbytes].tobytes()
             name = f"{self.source.name}: chunk {number}"
-            tiles = decode_chunk(stored, max_nbytes=header.chunksize, name=name)
+            tiles = decode_checked_chunk(stored, nbytes=header.chunksize, name=name)
             whole = np.empty(header.chunks, header.dtype)
             untile(tiles.view(header.dtype), whole, chunks=header.chunks, blocks=header.blocks)
             firsts = [i * c for i, c in zip(position, header.chunks, strict=True)]

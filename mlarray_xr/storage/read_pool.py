@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
 __all__ = ["available_threads", "run_shared", "sharing"]
 
@@ -83,8 +84,11 @@ def run_shared(tasks: Iterable[Callable[[], None]], *, threads: int) -> None:
                     tuple(waiting)  # nobody starts what is left
                 raise
 
-    helpers = [_shared_pool().submit(drain) for _ in range(threads - 1)]
+    helpers: list[Future[None]] = []
     try:
+        with contextlib.suppress(RuntimeError):  # no more threads to be had: these must do
+            for _ in range(min(threads, _most_threads()) - 1):
+                helpers.append(_shared_pool().submit(drain))  # noqa: PERF401 - keeps those started
         drain()
     finally:
         # A helper that never got its turn has nothing left to do.
@@ -94,14 +98,17 @@ def run_shared(tasks: Iterable[Callable[[], None]], *, threads: int) -> None:
         raise errors[0]
 
 
+def _most_threads() -> int:
+    """Return the upper bound of the pool; its threads are started as reads ask for them."""
+    return max(32, available_threads())
+
+
 def _shared_pool() -> ThreadPoolExecutor:
     """Return the process's pool, made on first use."""
     global _pool
     with _lock:
         if _pool is None:
-            # An upper bound: threads are started as reads ask for them.
-            workers = max(32, available_threads())
-            _pool = ThreadPoolExecutor(workers, thread_name_prefix="mlarray-read")
+            _pool = ThreadPoolExecutor(_most_threads(), thread_name_prefix="mlarray-read")
         return _pool
 
 

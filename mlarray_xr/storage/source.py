@@ -7,30 +7,10 @@ import os
 import stat
 from dataclasses import dataclass, field
 from io import FileIO
-from typing import Protocol
 
 from mlarray_xr.errors import SourceChanged, SourceError
 
-__all__ = ["BytesSource", "LocalSource", "Source", "source_of"]
-
-
-class Source(Protocol):
-    """An address that can cross processes; hashable, equal exactly when the bytes are the same.
-
-    Implementers keep no handle. `check` is called before and after every batch of reads and must
-    raise `SourceChanged` when the bytes may differ from those the token stands for.
-    """
-
-    @property
-    def name(self) -> str:
-        """What to call the source in errors."""
-
-    @property
-    def token(self) -> tuple[str | int, ...]:
-        """Deterministic identity of address and content, the same in every process."""
-
-    def check(self) -> None:
-        """Raise `SourceChanged` when the bytes are no longer those that were opened."""
+__all__ = ["BytesSource", "LocalSource", "source_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +99,7 @@ class LocalSource:
 class BytesSource:
     """A whole file held in memory."""
 
-    data: bytes = field(repr=False)
+    data: bytes = field(repr=False, compare=False)
     """The file's bytes."""
     digest: str
     """SHA-256 of the bytes."""
