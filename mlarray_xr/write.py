@@ -112,7 +112,8 @@ def to_mla(
     obj
         A DataArray, a Dataset with one data variable, a Dask array, an `MlaArray`, or anything
         NumPy takes. Labels, geometry and attributes of xarray objects are stored. Dask arrays are
-        encoded on their workers.
+        encoded on their workers; without a distributed client all their compressed chunks are in
+        memory before the first is written.
     path
         The target, ending in ``.mla``.
     patch
