@@ -79,7 +79,10 @@ def step(
     if actual.ndim and all(is_scalar(indexer) for indexer in indexers.values()):
         # xarray 2026.9 fails, with every engine, to take one element of a transposed lazy array.
         indexers = dict(list(indexers.items())[: actual.ndim - 1])
-    return actual.isel(indexers), expected.isel(indexers)
+    actual, expected = actual.isel(indexers), expected.isel(indexers)
+    # The dimensions of the next points are called vec_0, vec_1, ... again: xarray refuses to mix.
+    older = {dim: f"{dim}_" for dim in actual.dims if str(dim).startswith("vec_")}
+    return actual.rename(older), expected.rename(older)
 
 
 def lazy_from_path(path: Path) -> xr.DataArray:
