@@ -86,14 +86,23 @@ def _rows(volume: Volume, workplace: Workplace) -> list[Row]:
     if not np.array_equal(out, volume.values):
         msg = "the whole volume was read wrongly"
         raise RuntimeError(msg)
-    limits = _rates(limit, found[limit.name])
-    rows = [_row(case, limit.name, limits, unit="GB/s", others=found[limit.name].others)]
+    limits, others = _rates(limit, found[limit.name]), found[limit.name].others
+    rows = [_rate_row(case, limit.name, limits, others=others)]
     for work in works:
         rates = _rates(work, found[work.name])
-        shares = [100 * rate / most for rate, most in zip(rates, limits, strict=True)]
-        rows.append(_row(case, work.name, rates, unit="GB/s"))
-        goal = None if work is works[0] else _SHARE
-        rows.append(_row(case, work.name, shares, unit="% of the limit", goal=goal))
+        rows.append(_rate_row(case, work.name, rates, others=others))
+        shares = (100 * rate / most for rate, most in zip(rates, limits, strict=True))
+        rows.append(
+            Row(
+                case=case,
+                contender=work.name,
+                unit="% of the limit",
+                median=statistics.median(shares),
+                # Best against best: a hiccup of the limit is no achievement of ours.
+                best=100 * max(rates) / max(limits),
+                goal=None if work is works[0] else _SHARE,
+            )
+        )
     return rows
 
 
@@ -183,22 +192,13 @@ def _rates(work: _Work, samples: Samples) -> list[float]:
     ]
 
 
-def _row(
-    case: str,
-    contender: str,
-    values: list[float],
-    *,
-    unit: str,
-    goal: Goal | None = None,
-    others: tuple[float, ...] = (),
-) -> Row:
-    """Return a row of which more is better."""
+def _rate_row(case: str, contender: str, rates: list[float], *, others: tuple[float, ...]) -> Row:
+    """Return a row of rates, of which more is better."""
     return Row(
         case=case,
         contender=contender,
-        unit=unit,
-        median=statistics.median(values),
-        best=max(values),
-        goal=goal,
+        unit="GB/s",
+        median=statistics.median(rates),
+        best=max(rates),
         others=others,
     )

@@ -28,22 +28,18 @@ _POOL = Goal(of="ratio", relation=">=", bound=1.4)
 _TWO_READERS = Goal(of="ratio", relation=">=", bound=2.5)
 
 
-def run(workplace: Workplace) -> list[Table]:
-    """Return one table per data type and way of reading."""
-    tables = []
+def run(workplace: Workplace) -> Iterator[Table]:
+    """Yield one table per data type and way of reading."""
     for type_name in ("int16", "float32"):
         volume = workplace.volume(type_name)
         about = f"{type_name}, shape {volume.values.shape}, compression ratio {volume.ratio:.2f}"
         contenders, _ = prepare(volume, modules=("ours", "reference"))
         peers, skips = prepare(volume, modules=OPTIONAL)
-        tables += [
-            _one_at_a_time(contenders, workplace.size, about=about, title=type_name),
-            _by_two_threads(contenders, workplace.size, about=about, title=type_name),
-            _peers(
-                contenders, peers, workplace.size, about=about, title=type_name, skips=tuple(skips)
-            ),
-        ]
-    return tables
+        yield _one_at_a_time(contenders, workplace.size, about=about, title=type_name)
+        yield _by_two_threads(contenders, workplace.size, about=about, title=type_name)
+        yield _peers(
+            contenders, peers, workplace.size, about=about, title=type_name, skips=tuple(skips)
+        )
 
 
 def _one_at_a_time(contenders: list[Contender], size: Size, *, about: str, title: str) -> Table:
@@ -63,7 +59,7 @@ def _one_at_a_time(contenders: list[Contender], size: Size, *, about: str, title
     return Table(
         name=_NAME,
         title=f"Patches of {title}, one at a time",
-        about=f"Time per random patch, one Python thread reading. {about.capitalize()}.",
+        about=f"Time per random patch, one Python thread reading. Volume: {about}.",
         rows=tuple(rows),
     )
 
@@ -87,7 +83,7 @@ def _by_two_threads(contenders: list[Contender], size: Size, *, about: str, titl
         title=f"Patches of {title}, two Python threads",
         about=(
             "Time per random patch (elapsed time over the number of patches) while two Python "
-            f"threads read, each with its own reader. {about.capitalize()}."
+            f"threads read, each with its own reader. Volume: {about}."
         ),
         rows=tuple(rows),
     )
@@ -115,7 +111,7 @@ def _peers(
         title=f"Patches of {title}, other formats",
         about=(
             "Time per random patch, one Python thread reading, every library with its own default "
-            f"threads; codec LZ4HC 8 with byte shuffle everywhere. {about.capitalize()}."
+            f"threads; codec LZ4HC 8 with byte shuffle everywhere. Volume: {about}."
         ),
         rows=tuple(rows),
         skips=skips,

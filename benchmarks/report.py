@@ -194,7 +194,7 @@ def _cells(row: Row, *, is_judged: bool) -> tuple[str, ...]:
         f"{_number(row.median)} {row.unit}",
         f"{_number(row.best)} {row.unit}",
         "" if row.cpu is None else f"{_number(row.cpu)} ms",
-        "" if row.ratio is None else f"{row.ratio:.2f}x",
+        "" if row.ratio is None else f"{_number(row.ratio)}x",
         goal,
         met,
     )

@@ -10,14 +10,14 @@ from benchmarks import dask_reads, decode_rate, opening, patches, writing
 from benchmarks.data import Workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from benchmarks.report import Table
     from benchmarks.size import Size
 
 __all__ = ["BENCHMARKS", "run_suite"]
 
-BENCHMARKS: dict[str, Callable[[Workplace], list[Table]]] = {
+BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
     "patches": patches.run,
     "dask": dask_reads.run,
     "opening": opening.run,
