@@ -751,3 +751,15 @@ def test_first_reads_at_once_agree_on_which_chunks_are_whole(
         found = list(pool.map(lambda box: array.read((box,), threads=1), boxes))
     for (start, stop), out in zip(boxes, found, strict=True):
         assert_same(out, values[start:stop])
+
+
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_large_boxes_read_in_pieces_are_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None
+) -> None:
+    monkeypatch.setattr("mlarray_xr.storage.mapped._STAGED_BYTES", 1)
+    monkeypatch.setattr("mlarray_xr.storage.mapped._PIECE_BYTES", 1 << 9)
+    values = random_values((37, 29, 23), "<i4")
+    array = MlaArray(write_b2nd(tmp_path / "p.b2nd", values, chunks=(16, 9, 10), blocks=(5, 4, 3)))
+    assert_same(array.read(((0, 37), (0, 29), (0, 23)), threads=threads), values)
+    assert_same(array.read(((3, 30), (7, 8), (1, 22)), threads=threads), values[3:30, 7:8, 1:22])

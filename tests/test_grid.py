@@ -20,6 +20,7 @@ from mlarray_xr.planning.grid import (
     is_empty,
     part_boxes,
     plan_part,
+    plan_pieces,
     plan_slabs,
     touched_chunks,
 )
@@ -254,3 +255,23 @@ def test_boxes_become_plain_integers() -> None:
     assert {type(n) for pair in box for n in pair} == {int}
     with pytest.raises(TypeError):
         check_box(((0, 1.0), (0, 1)), (4, 5))  # type: ignore[arg-type]
+
+
+@given(grid=grids(most=40), n_elements=st.integers(1, 5000))
+def test_pieces_cover_a_box_once_and_cut_no_block(
+    grid: tuple[Shape, Shape, Shape, Box], n_elements: int
+) -> None:
+    _, chunks, blocks, box = grid
+    seen = np.zeros([stop - start for start, stop in box], np.intp)
+    for piece in plan_pieces(box, chunks=chunks, blocks=blocks, n_elements=n_elements):
+        seen[tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(piece, box, strict=True))] += 1
+        for pair, ends, chunk, block in zip(piece, box, chunks, blocks, strict=True):
+            assert all(edge in ends or edge % chunk % block == 0 for edge in pair)
+    assert (seen == 1).all()
+
+
+def test_pieces_of_a_large_box_are_small_and_long() -> None:
+    box, chunks, blocks = ((0, 448), (0, 512), (0, 448)), (66, 72, 120), (22, 24, 24)
+    pieces = list(plan_pieces(box, chunks=chunks, blocks=blocks, n_elements=1 << 19))
+    assert max(math.prod(box_shape(piece)) for piece in pieces) <= 1 << 19
+    assert all(piece[2] == (0, 448) for piece in pieces)

@@ -28,6 +28,7 @@ __all__ = [
     "is_empty",
     "part_boxes",
     "plan_part",
+    "plan_pieces",
     "plan_slabs",
     "touched_chunks",
 ]
@@ -141,6 +142,45 @@ def plan_slabs(
         if edges[-1] < edge < stop:
             edges.append(edge)
     return [(*box[:axis], pair, *box[axis + 1 :]) for pair in itertools.pairwise([*edges, stop])]
+
+
+def plan_pieces(
+    box: Box, *, chunks: tuple[int, ...], blocks: tuple[int, ...], n_elements: int
+) -> Iterator[Box]:
+    """Split a box into pieces that stay in a cache and cut no block.
+
+    The last axes are kept whole as far as the size allows, so that a piece is copied to its place
+    in long runs; the first ones are cut down to single blocks. The pieces together are the box,
+    exactly once, in C order.
+
+    Parameters
+    ----------
+    box
+        A non-empty box.
+    chunks, blocks
+        Shapes of chunk and block, array order.
+    n_elements
+        Elements of a piece; one block along every axis is the smallest.
+    """
+    ranges: list[list[tuple[int, int]]] = []
+    left = n_elements
+    for axis in reversed(range(len(box))):
+        (start, stop), chunk, block = box[axis], chunks[axis], blocks[axis]
+        before = math.prod(
+            min(b, last - first) for b, (first, last) in zip(blocks, box[:axis], strict=False)
+        )
+        room = max(1, left // before)
+        step = room // chunk * chunk or min(max(block, room // block * block), chunk)
+        if room >= stop - start:
+            ranges.append([(start, stop)])
+        else:
+            # Blocks restart at every chunk border: a chunk need not be a whole number of blocks.
+            firsts = range(start // max(chunk, step) * max(chunk, step), stop, max(chunk, step))
+            edges = (e for first in firsts for e in range(first, first + max(chunk, step), step))
+            inside = [start, *(edge for edge in edges if start < edge < stop), stop]
+            ranges.append(list(itertools.pairwise(inside)))
+        left = max(1, left // max(b - a for a, b in ranges[-1]))
+    yield from itertools.product(*reversed(ranges))
 
 
 def plan_part(

@@ -13,7 +13,14 @@ import numpy as np
 
 from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.chunk import check_chunks, check_index
-from mlarray_xr.planning.grid import box_shape, chunk_boxes, is_empty, plan_slabs, touched_chunks
+from mlarray_xr.planning.grid import (
+    box_shape,
+    chunk_boxes,
+    is_empty,
+    plan_pieces,
+    plan_slabs,
+    touched_chunks,
+)
 from mlarray_xr.storage.chunks import decode_checked_chunk, decode_chunk
 from mlarray_xr.storage.frame_file import read_header
 from mlarray_xr.storage.libblosc2 import NativeHandle, native_library
@@ -36,6 +43,10 @@ __all__ = ["MappedReader"]
 # one thread is faster slab by slab (5 % at 192 cubed): the C library zeroes a buffer before it
 # fills it, and what it has just zeroed is still in the cache.
 _SLAB_BYTES = 1 << 20
+# What the C library zeroes and fills row by row of a block should be in the cache. Of larger boxes
+# even slabs are not: decoding small pieces aside and copying them is up to 1.5 times as fast.
+_STAGED_BYTES = 16 << 20
+_PIECE_BYTES = 1 << 20
 _CHECK_AT_ONCE = 1 << 14
 # Entries of the table that stand for chunks of NaN and for chunks without content.
 _NAN = -0x7E << 56
@@ -121,6 +132,8 @@ class MappedReader:
         self._check_chunks(box)
         if self._chunk_table().has_whole_only:
             self._read_chunks(box, out, threads=threads)
+        elif out.nbytes >= _STAGED_BYTES:
+            self._read_pieces(box, out, threads=threads)
         else:
             self._read_slabs(box, out, threads=threads)
         self.source.check()
@@ -215,17 +228,30 @@ class MappedReader:
         is_misread: NDArray[np.bool_] = offsets == _UNINITIALISED
         return is_misread if knows_nan else is_misread | (offsets == _NAN)
 
+    def _read_pieces(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
+        """Read a large box in pieces that are decoded aside and copied to their place."""
+        pieces = plan_pieces(
+            box,
+            chunks=self.header.chunks,
+            blocks=self.header.blocks,
+            n_elements=_PIECE_BYTES // self.header.typesize,
+        )
+        with sharing() as share:
+            tasks = (partial(self._read_aside, p, out[_inside(p, box)]) for p in pieces)
+            run_shared(tasks, threads=threads or share)
+
+    def _read_aside(self, box: Box, out: NDArray[np.generic]) -> None:
+        """Read a box into a buffer of its own and copy it to a view of any strides."""
+        values = np.empty(box_shape(box), self.header.dtype)
+        self._read_slab(box, values)
+        out[...] = values
+
     def _read_chunks(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
         """Read a box chunk by chunk, for files with chunks that only decode right as a whole."""
 
         def tasks() -> Iterator[Callable[[], None]]:
             for position, part in chunk_boxes(box, chunks=self.header.chunks):
-                # The ellipsis keeps a 0-d array an array.
-                target: tuple[Any, ...] = (
-                    *(slice(a - o, b - o) for (a, b), (o, _) in zip(part, box, strict=True)),
-                    ...,
-                )
-                yield partial(self._read_chunk, position, part, out[target])
+                yield partial(self._read_chunk, position, part, out[_inside(part, box)])
 
         with sharing() as share:
             run_shared(tasks(), threads=share if threads is None else threads)
@@ -236,9 +262,7 @@ class MappedReader:
         number = int(np.ravel_multi_index(position, table.grid)) if position else 0
         offset = int(table.offsets[number])
         if not table.is_whole_only[number]:
-            values = np.empty(box_shape(part), header.dtype)
-            self._read_slab(part, values)
-            out[...] = values
+            self._read_aside(part, out)
         elif offset < 0:
             out[...] = np.nan if offset == _NAN else np.zeros((), header.dtype)
         else:
@@ -252,6 +276,11 @@ class MappedReader:
             out[...] = whole[
                 tuple(slice(a - o, b - o) for (a, b), o in zip(part, firsts, strict=True))
             ]
+
+
+def _inside(part: Box, box: Box) -> tuple[Any, ...]:
+    """Return the key of a part in an array that holds the box; an array even where it is 0-d."""
+    return (*(slice(a - o, b - o) for (a, b), (o, _) in zip(part, box, strict=True)), ...)
 
 
 def _map(source: LocalSource | BytesSource) -> NDArray[np.uint8]:
