@@ -45,9 +45,9 @@ _ONCE_TOP_LEVEL: Final = {
     "patch_size": "blosc2",
 }
 # Copies of what the array or the labels say: never trusted, hence dropped in silence.
-_REDUNDANT: Final = frozenset({"shape", "channel_axis", "_num_spatial_axes"}) | {
-    "_num_non_spatial_axes"
-}
+_REDUNDANT: Final = frozenset(
+    {"shape", "channel_axis", "_num_spatial_axes", "_num_non_spatial_axes"}
+)
 _MOST_NAMES_SHOWN: Final = 8
 
 

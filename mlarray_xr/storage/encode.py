@@ -32,7 +32,7 @@ __all__ = [
     "encode_part",
 ]
 
-_PAYLOADLESS = (1, 2, 4)
+_ZEROS = 1
 STORABLE_KINDS = "biufcmMSUV"
 
 _gil_lock = threading.Lock()
@@ -142,7 +142,7 @@ def _encode_chunk(
     tiles = tile(values[inside], chunks=plan.layout.chunks, blocks=plan.layout.blocks)
     data = _compress(tiles, plan.cparams())
     special = (data[31] >> 4) & 7
-    if special in _PAYLOADLESS:
+    if special == _ZEROS:
         return EncodedChunk(number=number, data=b"", special=special)
     return EncodedChunk(number=number, data=data, special=0)
 

@@ -47,7 +47,9 @@ class _RandomAccess(Protocol):
 
 
 def open_frame(source: LocalSource | BytesSource) -> FrameFile:
-    """Read and check header, trailer and metadata of a source: no voxel, less than 64 KiB.
+    """Read and check header, trailer and metadata of a source: no voxel.
+
+    Of a usual file that is less than 64 KiB; metadata may be larger, up to its limit.
 
     Raises
     ------
