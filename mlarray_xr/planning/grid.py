@@ -175,8 +175,9 @@ def plan_pieces(
             ranges.append([(start, stop)])
         else:
             # Blocks restart at every chunk border: a chunk need not be a whole number of blocks.
-            firsts = range(start // max(chunk, step) * max(chunk, step), stop, max(chunk, step))
-            edges = (e for first in firsts for e in range(first, first + max(chunk, step), step))
+            stride = max(chunk, step)
+            firsts = range(start // stride * stride, stop, stride)
+            edges = (edge for first in firsts for edge in range(first, first + stride, step))
             inside = [start, *(edge for edge in edges if start < edge < stop), stop]
             ranges.append(list(itertools.pairwise(inside)))
         left = max(1, left // max(b - a for a, b in ranges[-1]))

@@ -68,34 +68,73 @@ def run_shared(tasks: Iterable[Callable[[], None]], *, threads: int) -> None:
         for task in tasks:
             task()
         return
-    waiting = iter(tasks)
-    turn = threading.Lock()
-
-    def drain() -> None:
-        while True:
-            with turn:
-                task = next(waiting, None)
-            if task is None:
-                return
-            try:
-                task()
-            except BaseException:
-                with turn:
-                    tuple(waiting)  # nobody starts what is left
-                raise
-
+    work = _SharedWork(tasks)
     helpers: list[Future[None]] = []
     try:
         with contextlib.suppress(RuntimeError):  # no more threads to be had: these must do
             for _ in range(min(threads, _most_threads()) - 1):
-                helpers.append(_shared_pool().submit(drain))  # noqa: PERF401 - keeps those started
-        drain()
+                helpers.append(_shared_pool().submit(work.drain))  # noqa: PERF401 - keeps those started
+        work.drain()
     finally:
-        # A helper that never got its turn has nothing left to do.
-        running = [helper for helper in helpers if not helper.cancel()]
-        errors = [error for helper in running if (error := helper.exception()) is not None]
-    if errors:
-        raise errors[0]
+        for helper in helpers:
+            helper.cancel()
+        work.wait()
+    work.raise_error()
+
+
+class _SharedWork:
+    """Tasks that several threads take from one after another.
+
+    What counts as finished is the tasks, not the threads: an executor that fails to start a
+    thread has queued its work all the same, and another thread may still come to it.
+    """
+
+    def __init__(self, tasks: Iterable[Callable[[], None]]) -> None:
+        self._waiting = iter(tasks)
+        self._turn = threading.Condition()
+        self._n_running = 0
+        self._error: BaseException | None = None
+
+    def drain(self) -> None:
+        """Run tasks until none is left or one has failed; errors are kept for `raise_error`."""
+        while (task := self._take()) is not None:
+            error: BaseException | None = None
+            try:
+                task()
+            except BaseException as caught:
+                error = caught
+            with self._turn:
+                self._n_running -= 1
+                self._stop(error)
+                self._turn.notify_all()
+
+    def wait(self) -> None:
+        """Return when no task is running; none starts afterwards."""
+        with self._turn:
+            self._waiting = iter(())
+            self._turn.wait_for(lambda: self._n_running == 0)
+
+    def raise_error(self) -> None:
+        """Raise the first error of a task, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def _take(self) -> Callable[[], None] | None:
+        """Return the next task, counted as running."""
+        with self._turn:
+            try:
+                task = next(self._waiting, None)
+            except BaseException as error:
+                self._stop(error)
+                return None
+            self._n_running += task is not None
+            return task
+
+    def _stop(self, error: BaseException | None) -> None:
+        """Keep the first error, if there is one, and start nothing that is left."""
+        if error is not None:
+            self._error = self._error or error
+            self._waiting = iter(())
 
 
 def _most_threads() -> int:
