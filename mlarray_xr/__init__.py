@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.layout import Layout, plan_layout
     from mlarray_xr.read import open_mla
-    from mlarray_xr.write import WriteReport, to_mla
+    from mlarray_xr.report import WriteReport
+    from mlarray_xr.write import to_mla
 
 __all__ = [
     "Layout",
@@ -36,7 +37,7 @@ _HOMES = {
     "Layout": "mlarray_xr.planning.layout",
     "Metadata": "mlarray_xr.format.metadata",
     "MlaArray": "mlarray_xr.array",
-    "WriteReport": "mlarray_xr.write",
+    "WriteReport": "mlarray_xr.report",
     "convert": "mlarray_xr.foreign.conversion",
     "open_mla": "mlarray_xr.read",
     "plan_layout": "mlarray_xr.planning.layout",

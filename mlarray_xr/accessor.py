@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlarray_xr.geometry import Geometry
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.layout import Sizes
-    from mlarray_xr.write import WriteReport
+    from mlarray_xr.report import WriteReport
 
 __all__ = ["MlaAccessor"]
 
@@ -189,7 +189,7 @@ class MlaAccessor:
         # At its use: writing needs Blosc2 and Dask, and this module is imported with the package.
         from mlarray_xr.write import to_mla
 
-        return to_mla(
+        report: WriteReport = to_mla(
             self._array,
             path,
             patch=patch,
@@ -198,3 +198,4 @@ class MlaAccessor:
             codec=codec,
             mode=mode,
         )
+        return report

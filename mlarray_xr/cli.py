@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlarray_xr.array import MlaArray
-    from mlarray_xr.write import WriteReport
+    from mlarray_xr.report import WriteReport
 
 __all__ = ["main"]
 

@@ -1,15 +1,13 @@
-"""The door to Dask: `.mla` files as Dask arrays, and Dask arrays encoded on their workers."""
+"""The door to Dask: `.mla` files as Dask arrays, and the cluster that computes them."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.planning.grid import part_boxes, plan_part
-from mlarray_xr.storage.encode import encode_part
+from mlarray_xr.planning.grid import plan_part
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
@@ -17,8 +15,6 @@ if TYPE_CHECKING:
 
     import dask.array as da
     from distributed import Client
-
-    from mlarray_xr.storage.encode import EncodedChunk, FramePlan
 
 __all__ = ["from_mla"]
 
@@ -104,49 +100,25 @@ def array_chunk_bytes() -> int | None:
     return int(parse_bytes(get("array.chunk-size", "128MiB")))
 
 
-def encoded_parts(
-    array: da.Array, *, plan: FramePlan, part: tuple[int, ...]
-) -> Iterator[list[EncodedChunk]]:
-    """Encode a Dask array on its workers; iterate over the encoded chunks, part by part in order.
+def from_address(array: Any, *, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
+    """Return a Dask array of anything that can be sliced; its address travels with every task."""
+    import dask.array as da
+    import numpy as np
 
-    One graph, so no source is read twice. Voxels never leave the workers, only compressed chunks
-    do: with a distributed client they are fetched part by part, with Dask's local schedulers all
-    of them are in memory at the end.
+    lazy: da.Array = da.from_array(
+        array,
+        chunks=chunks,
+        asarray=True,
+        lock=False,
+        inline_array=not isinstance(array, np.ndarray),
+        meta=np.empty((0,) * len(array.shape), array.dtype),
+    )
+    return lazy
 
-    Parameters
-    ----------
-    array
-        Of the plan's shape; rechunked to parts.
-    plan
-        What to encode to.
-    part
-        Extents of a part: whole file chunks.
-    """
-    import dask.config
-    from dask.base import compute
-    from dask.delayed import delayed
 
-    if array.size == 0:
-        return
-    # P2P rechunking is cancelled when its result is wrapped in Delayed (distributed 2026.8).
-    with dask.config.set({"array.rechunk.method": "tasks"}):
-        blocks = array.rechunk(part).to_delayed().ravel().tolist()
-    encode = delayed(encode_part, pure=False)
-    tasks = [
-        encode(block, box, plan)
-        for block, box in zip(blocks, part_boxes(plan.shape, part), strict=True)
-    ]
-    client = scheduler_client()
-    if client is None:
-        yield from compute(*tasks)
-        return
-    futures = deque(client.compute(tasks))
-    try:
-        while futures:
-            yield futures[0].result()
-            futures.popleft()  # lets the workers forget what has been fetched
-    finally:
-        client.cancel(list(futures))
+def has_client() -> bool:
+    """Tell whether a compute here would run on a distributed cluster, without importing Dask."""
+    return "distributed" in sys.modules and scheduler_client() is not None
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@
     ├── ConversionError (ValueError)      the object cannot be expressed in the target format
     ├── SourceError (OSError)             the bytes could not be had: check the address
     │   └── SourceChanged                 the file was replaced, truncated or removed meanwhile
+    ├── TargetBusy (FileExistsError)      somebody else is writing this file: wait
     ├── AllocationError (MemoryError)     the result cannot fit this machine: read less at once
     └── MissingDependencyError (ImportError)   an optional package is needed: install the extra
 
@@ -33,6 +34,7 @@ __all__ = [
     "MlaWarning",
     "SourceChanged",
     "SourceError",
+    "TargetBusy",
 ]
 
 
@@ -70,6 +72,10 @@ class SourceError(MlaError, OSError):
 
 class SourceChanged(SourceError):
     """Raised on reading when the file was replaced, truncated or removed since it was opened."""
+
+
+class TargetBusy(MlaError, FileExistsError):
+    """Raised by writers when another one is at work on the same file; the message names it."""
 
 
 class AllocationError(MlaError, MemoryError):

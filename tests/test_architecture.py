@@ -38,21 +38,25 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "format",
         "limits plain_pickle plain_msgpack metadata entry generations metadata_codec "
-        "cursor frame trailer chunk",
+        "cursor frame trailer chunk integrity",
     ),
-    folder("planning", "grid selection layout codec"),
+    folder("planning", "grid selection layout codec codec_choice write_plan"),
     folder(
         "storage",
         "source libblosc2 portable chunks tiles read_pool frame_file mapped handles gather "
-        "encode publication assembly",
+        "encode trial publication staging segments assembly job edit canvas",
     ),
     ("array",),
     ("axes",),
     ("geometry",),
     ("attributes", "record", "placement", "coordinates", "dataset"),
-    ("dask",),
-    ("backend", "read", "write", "accessor"),
-    folder("foreign", "nifti_header nifti_metadata nifti conversion"),
+    ("dask", "dask_write"),
+    ("backend", "read", "report", "subject", "prepared", "write", "create", "verify", "accessor"),
+    folder(
+        "foreign",
+        "image raw nifti_header nifti_metadata nifti nrrd npy hdf5 netcdf zarr ome tiff dicom "
+        "formats conversion collection",
+    ),
     folder("explore", "phantom preview demo"),
     ("cli",),
 )
@@ -71,6 +75,13 @@ DOORS: dict[str, tuple[str, ...]] = {
     "dask": ("dask",),
     "distributed": ("dask",),
     "nibabel": ("foreign.nifti",),
+    "nrrd": ("foreign.nrrd",),
+    "h5py": ("foreign.hdf5",),
+    "netCDF4": ("foreign.netcdf",),
+    "zarr": ("foreign.zarr", "foreign.ome"),
+    "tifffile": ("foreign.tiff",),
+    "pydicom": ("foreign.dicom",),
+    "tqdm": ("cli",),
     "PIL": ("explore.preview",),
 }
 # Only here may a function import our own modules: everything else imports them at its top.

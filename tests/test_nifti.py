@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.resources
-import itertools
 import os
 import shutil
 import struct
@@ -31,7 +30,6 @@ from mlarray_xr.errors import (
     MlaError,
     MlaWarning,
 )
-from mlarray_xr.foreign import nifti
 from mlarray_xr.foreign.nifti import mla_to_nifti, nifti_to_mla, open_nifti
 from mlarray_xr.foreign.nifti_header import NiftiHeader
 
@@ -526,27 +524,6 @@ def test_long_axes_need_nifti_2(tmp_path: Path) -> None:
     assert found.shape == made.shape
 
 
-@given(
-    shape=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
-    chunks=st.lists(st.integers(1, 8), min_size=4, max_size=4),
-    seed=st.integers(0, 23),
-    slab_bytes=st.integers(2, 200),
-)
-def test_slabs_are_the_array_in_fortran_order(
-    shape: tuple[int, ...], chunks: list[int], seed: int, slab_bytes: int
-) -> None:
-    values = voxels(shape, "<i2")
-    fake: Any = mock.Mock(shape=shape, ndim=len(shape), dtype=values.dtype)
-    fake.chunks = tuple(chunks[: len(shape)])
-    fake.read = lambda box: values[tuple(slice(a, b) for a, b in box)]
-    orders = list(itertools.permutations(range(len(shape))))
-    order = list(orders[seed % len(orders)])
-    with mock.patch.object(nifti, "_SLAB_BYTES", slab_bytes):
-        slabs = list(nifti._slabs(fake, order))
-    assert b"".join(slabs) == values.transpose(order).tobytes(order="F")
-    assert max(map(len, slabs)) <= slab_bytes
-
-
 def test_packed_files_are_reproducible(tmp_path: Path) -> None:
     nib.save(image(), tmp_path / "a.nii")
     nifti_to_mla(tmp_path / "a.nii", tmp_path / "a.mla")
@@ -689,11 +666,8 @@ def test_damaged_headers_open_or_raise_our_errors(
     (tmp_path / "b.nii").write_bytes(data)
     try:
         array = open_nifti(tmp_path / "b.nii")
-    except MlaError:
-        return
-    to_mla(array, tmp_path / "b.mla", mode="w")
-    assert array.nbytes <= len(data)
-    try:
+        assert array.nbytes <= len(data)
+        to_mla(array, tmp_path / "b.mla", mode="w")
         mla_to_nifti(tmp_path / "b.mla", tmp_path / "c.nii", mode="w")
     except MlaError:
         return

@@ -14,7 +14,7 @@ from mlarray_xr.write import to_mla
 if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.layout import Sizes
-    from mlarray_xr.write import WriteReport
+    from mlarray_xr.report import WriteReport
 
 __all__ = ["convert"]
 

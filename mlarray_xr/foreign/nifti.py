@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import gzip
-import itertools
-import math
 import os
 import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-import numpy as np
-
 from mlarray_xr.array import MlaArray
 from mlarray_xr.dataset import dataset_from
 from mlarray_xr.errors import ConversionError, FormatError
+from mlarray_xr.foreign.image import ForeignImage
 from mlarray_xr.foreign.nifti_header import NiftiHeader
 from mlarray_xr.foreign.nifti_metadata import describe, header_for
+from mlarray_xr.foreign.packed import PackedArray, PackedStream, unpacked
+from mlarray_xr.foreign.raw import RawArray, local_source, raw_slabs
 from mlarray_xr.planning.codec import DEFAULT_CODEC
 from mlarray_xr.storage.publication import published
 from mlarray_xr.write import to_mla
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterator
 
+    import numpy as np
     import xarray as xr
     from numpy.typing import NDArray
 
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Sizes
-    from mlarray_xr.write import WriteReport
+    from mlarray_xr.report import WriteReport
+    from mlarray_xr.storage.source import LocalSource
 
-__all__ = ["NIFTI_SUFFIXES", "mla_to_nifti", "nifti_to_mla", "open_nifti"]
+__all__ = [
+    "NIFTI_SUFFIXES",
+    "mla_to_nifti",
+    "nifti_to_mla",
+    "open_image",
+    "open_nifti",
+    "write_image",
+]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 
-_MAX_GZIP_RATIO = 1100
-_SLAB_BYTES = 64 << 20
 _GZIP_LEVEL = 6
 
 
@@ -82,11 +86,111 @@ def open_nifti(path: str | os.PathLike[str]) -> xr.DataArray:
     >>> array.dims, array.mla.spacing
     (('x', 'y', 'z'), {'x': 2.0, 'y': 3.0, 'z': 4.0})
     """
-    values, metadata = _open(path)
+    voxels, metadata = _open(path, scratch_dir=None)
+    values = voxels.to_numpy()
     dataset = dataset_from(values, _Described(values, metadata))
     array = next(iter(dataset.data_vars.values()))
     array.encoding = {}
     return array
+
+
+def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> ForeignImage:
+    """Open a NIfTI file as voxels that are read box by box, in the file's index order i, j, k.
+
+    Labels, geometry and header are those of `open_nifti`. Uncompressed files are mapped for every
+    read.
+
+    Parameters
+    ----------
+    path
+        As `open_nifti`.
+    scratch_dir
+        Where the voxels of a ``.nii.gz`` of more than 64 MiB are unpacked, at once, for others to
+        read too; the caller removes the folder. None unpacks into memory on the first read.
+    dataset
+        None: a NIfTI file holds one array.
+
+    Raises
+    ------
+    ConversionError
+        As `open_nifti`, or when a dataset is asked for.
+    FileNotFoundError, MissingDependencyError
+        As `open_nifti`.
+
+    Examples
+    --------
+    >>> import nibabel, numpy as np
+    >>> voxels = np.arange(24, dtype="int16").reshape(2, 3, 4)
+    >>> nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2, 3, 4, 1])), "head.nii")
+    >>> image = open_image("head.nii", scratch_dir=None, dataset=None)
+    >>> image.values[0:2, 0:1, 0:1].ravel(), image.metadata.spatial.axis_labels
+    (array([ 0, 12], dtype=int16), ('spatial_x', 'spatial_y', 'spatial_z'))
+    """
+    if dataset is not None:
+        raise ConversionError(
+            f"{path}: dataset={dataset!r} was asked for, and a NIfTI file holds one array. "
+            "To fix: leave it out"
+        )
+    voxels, metadata = _open(path, scratch_dir=scratch_dir)
+    return ForeignImage(values=voxels, metadata=metadata)
+
+
+def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None:
+    """Write an array as NIfTI, a bounded number of voxels at a time.
+
+    A file that came from NIfTI and still has its shape, type and geometry gets its header back byte
+    for byte. Otherwise a header is made from the geometry. Spatial dimensions become i, j, k in the
+    order of the array, followed by ``time`` and the others: arrays that have, say, time first are
+    transposed, and the affine with them. A plane of a volume becomes a volume of one slice.
+    Booleans become uint8. The file appears complete or not at all.
+
+    Parameters
+    ----------
+    array
+        The array of an `.mla` file.
+    path
+        Ends in ``.nii``, ``.nii.gz`` (level 6, reproducible), or ``.hdr`` or ``.img`` for a pair.
+    mode
+        ``"w-"`` refuses an existing target, ``"w"`` replaces it.
+
+    Raises
+    ------
+    GeometryError
+        When a header is needed and the geometry is not 3-D, not invertible, or does not say that it
+        is RAS or LPS.
+    ConversionError
+        When NIfTI has no such type or shape, or positions in time are not evenly spaced.
+    FileExistsError
+        When the target exists and `mode` is ``"w-"``.
+
+    Examples
+    --------
+    >>> import filecmp, nibabel, numpy as np
+    >>> nibabel.save(nibabel.Nifti1Image(np.ones((2, 3, 4), "uint8"), np.eye(4)), "ones.nii")
+    >>> _ = nifti_to_mla("ones.nii", "ones.mla")
+    >>> write_image(MlaArray("ones.mla"), "again.nii", mode="w-")
+    >>> filecmp.cmp("ones.nii", "again.nii", shallow=False)
+    True
+    """
+    header_path, voxel_path, suffix = _paths(path)
+    header, order = header_for(array)
+    is_single = header_path == voxel_path
+    leading, offset = header.leading_bytes(single=is_single)
+    with ExitStack() as stack:
+        if not is_single:
+            # Published last, so that a header never stands without its voxels.
+            head = stack.enter_context(published(header_path, overwrite=mode == "w"))
+            head.write(leading)
+            leading = bytes(offset)
+        file = stack.enter_context(published(voxel_path, overwrite=mode == "w"))
+        if suffix == ".nii.gz":
+            stack.enter_context(
+                packed := gzip.GzipFile("", "wb", fileobj=file, compresslevel=_GZIP_LEVEL, mtime=0)
+            )
+            file = cast("BinaryIO", packed)
+        file.write(leading)
+        for slab in raw_slabs(array, order):
+            file.write(slab)
 
 
 def nifti_to_mla(
@@ -113,9 +217,9 @@ def nifti_to_mla(
     ConversionError, FileExistsError, LayoutError
         As `open_nifti` and `mlarray_xr.to_mla`.
     """
-    values, metadata = _open(src)
-    return to_mla(
-        values,
+    voxels, metadata = _open(src, scratch_dir=None)
+    report: WriteReport = to_mla(
+        voxels,
         dst,
         patch=patch,
         chunks=chunks,
@@ -124,6 +228,7 @@ def nifti_to_mla(
         mode=mode,
         metadata=metadata,
     )
+    return report
 
 
 def mla_to_nifti(
@@ -132,66 +237,28 @@ def mla_to_nifti(
     *,
     mode: Literal["w-", "w"] = "w-",
 ) -> None:
-    """Convert an `.mla` file to NIfTI, a bounded number of voxels at a time.
-
-    A file that came from NIfTI and still has its shape, type and geometry gets its header back byte
-    for byte. Otherwise a header is made from the geometry. Spatial dimensions become i, j, k in the
-    order of the array, followed by ``time`` and the others: arrays that have, say, time first are
-    transposed, and the affine with them. A plane of a volume becomes a volume of one slice.
-    Booleans become uint8. The file appears complete or not at all.
+    """Convert an `.mla` file to NIfTI, as `write_image`.
 
     Parameters
     ----------
     src
         The `.mla` file.
-    dst
-        Ends in ``.nii``, ``.nii.gz`` (level 6, reproducible), or ``.hdr`` or ``.img`` for a pair.
-    mode
-        ``"w-"`` refuses an existing target, ``"w"`` replaces it.
+    dst, mode
+        As `write_image`.
 
     Raises
     ------
-    GeometryError
-        When a header is needed and the geometry is not 3-D, not invertible, or does not say that it
-        is RAS or LPS.
-    ConversionError
-        When NIfTI has no such type or shape, or positions in time are not evenly spaced.
-    FileExistsError
-        When the target exists and `mode` is ``"w-"``.
-
-    Examples
-    --------
-    >>> import filecmp, nibabel, numpy as np
-    >>> nibabel.save(nibabel.Nifti1Image(np.ones((2, 3, 4), "uint8"), np.eye(4)), "ones.nii")
-    >>> _ = nifti_to_mla("ones.nii", "ones.mla")
-    >>> mla_to_nifti("ones.mla", "again.nii")
-    >>> filecmp.cmp("ones.nii", "again.nii", shallow=False)
-    True
+    FormatError
+        When the file holds no array.
+    GeometryError, ConversionError, FileExistsError
+        As `write_image`.
     """
     if mode not in ("w-", "w"):
         raise ValueError(f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)")
-    header_path, voxel_path, suffix = _paths(dst)
     array = MlaArray(src)
     if not array.metadata.has_array:
         raise FormatError(f"{src}: the file holds metadata only, no array to convert")
-    header, order = header_for(array)
-    is_single = header_path == voxel_path
-    leading, offset = header.leading_bytes(single=is_single)
-    with ExitStack() as stack:
-        if not is_single:
-            # Published last, so that a header never stands without its voxels.
-            head = stack.enter_context(published(header_path, overwrite=mode == "w"))
-            head.write(leading)
-            leading = bytes(offset)
-        file = stack.enter_context(published(voxel_path, overwrite=mode == "w"))
-        if suffix == ".nii.gz":
-            stack.enter_context(
-                packed := gzip.GzipFile("", "wb", fileobj=file, compresslevel=_GZIP_LEVEL, mtime=0)
-            )
-            file = cast("BinaryIO", packed)
-        file.write(leading)
-        for slab in _slabs(array, order):
-            file.write(slab)
+    write_image(array, os.fspath(dst), mode=mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +281,25 @@ class _Described:
         return self.values.dtype
 
 
-def _open(path: str | os.PathLike[str]) -> tuple[NDArray[Any], Metadata]:
-    """Return voxels, mapped where possible, and metadata of a NIfTI file."""
+def _open(
+    path: str | os.PathLike[str], *, scratch_dir: str | None
+) -> tuple[RawArray | PackedArray, Metadata]:
+    """Return voxels and metadata of a NIfTI file."""
     header_path, voxel_path, _ = _paths(path)
+    # Pinned before the header is read: voxels of another file are refused afterwards.
+    source = local_source(voxel_path)
     try:
         with _opened(header_path) as file:
             header = NiftiHeader.read(file, single=header_path == voxel_path)
-        return _voxels(voxel_path, header), describe(header)
+        stored = _stored(source, header)
+        metadata = describe(header)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ConversionError(f"{header_path}: the file is damaged or truncated") from error
     except ConversionError as error:
         raise ConversionError(f"{header_path}: {error}") from error
+    if isinstance(stored, PackedStream):
+        return unpacked(stored, scratch_dir=scratch_dir), metadata
+    return stored, metadata
 
 
 def _paths(path: str | os.PathLike[str]) -> tuple[str, str, str]:
@@ -245,51 +320,21 @@ def _opened(path: str) -> io.BufferedIOBase:
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
-def _voxels(path: str, header: NiftiHeader) -> NDArray[Any]:
-    """Return the stored numbers: a read-only map of a plain file, a new array of a packed one."""
-    shape, dtype, offset = header.shape, header.dtype, header.voxel_offset
-    nbytes, file_bytes = math.prod(shape) * dtype.itemsize, os.stat(path).st_size
-    is_packed = path.lower().endswith(".gz")
-    if offset + nbytes > file_bytes * (_MAX_GZIP_RATIO if is_packed else 1):
-        raise ConversionError(
-            f"shape {shape} of {dtype} from byte {offset} needs {offset + nbytes} bytes, the file "
-            f"{path} has {file_bytes}: it is truncated, or the header is wrong"
+def _stored(source: LocalSource, header: NiftiHeader) -> RawArray | PackedStream:
+    """Return where the stored numbers lie; the file is long enough for them."""
+    if source.path.lower().endswith(".gz"):
+        return PackedStream(
+            source=source,
+            packing="gzip",
+            dtype=header.dtype,
+            shape=header.shape,
+            order="F",
+            skip=header.voxel_offset,
         )
-    if nbytes == 0:
-        return np.zeros(shape, dtype)
-    if not is_packed:
-        return np.memmap(path, dtype, "r", offset, shape, order="F")
-    flat = np.empty(math.prod(shape), dtype)
-    with _opened(path) as file:
-        file.seek(offset)
-        n_read, buffer = 0, cast("memoryview", flat.view(np.uint8))
-        while n := file.readinto(buffer[n_read:]):
-            n_read += n
-    if n_read < nbytes:
-        raise ConversionError(f"the file ends after {n_read} of {nbytes} bytes of voxels")
-    return flat.reshape(shape, order="F")
-
-
-def _slabs(array: MlaArray, order: list[int]) -> Iterator[bytes]:
-    """Read an array in Fortran order of its reordered axes, at most 64 MiB or a line at a time."""
-    for box in _slab_boxes(array, order):
-        values = array.read(box)
-        stored = values.view(np.uint8) if values.dtype == bool else values
-        yield stored.transpose(order).tobytes(order="F")
-
-
-def _slab_boxes(array: MlaArray, order: list[int]) -> Iterator[Box]:
-    """Cut an array into boxes that follow one another in Fortran order of its reordered axes."""
-    if 0 in array.shape:
-        return
-    steps = [1] * array.ndim
-    room = _SLAB_BYTES // array.dtype.itemsize
-    for axis in order:
-        chunk, n = array.chunks[axis], array.shape[axis]
-        whole_chunks = room // chunk * chunk
-        steps[axis] = min(n, max(1, whole_chunks or room))
-        room //= n
-    ranges = [range(0, array.shape[axis], steps[axis]) for axis in reversed(order)]
-    for starts in itertools.product(*ranges):
-        at = dict(zip(reversed(order), starts, strict=True))
-        yield tuple((at[a], min(at[a] + steps[a], n)) for a, n in enumerate(array.shape))
+    return RawArray(
+        source=source,
+        dtype=header.dtype,
+        shape=header.shape,
+        order="F",
+        offset=header.voxel_offset,
+    )

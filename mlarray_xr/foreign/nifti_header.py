@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlarray_xr.errors import ConversionError, MissingDependencyError, MlaWarning
+from mlarray_xr.foreign.positions import EvenAxis
 
 if TYPE_CHECKING:
     import io
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.format.metadata import Json
 
-__all__ = ["TIME_UNITS", "NiftiHeader", "TimeAxis", "plan_header", "spatial_names"]
+__all__ = ["TIME_UNITS", "NiftiHeader", "plan_header", "spatial_names"]
 
 TIME_UNITS = ("s", "ms", "us")
 """Units of the fourth axis when it is time; the others are Hz, ppm and rad/s."""
@@ -45,19 +46,6 @@ _EXTENDED_PRECISION = (1536, 2048)
 _ALIGNED_ANATOMY = 2
 _FATAL = 40
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeAxis:
-    """Positions along the fourth axis: start + step * index, in float64."""
-
-    start: float
-    step: float
-    unit: str | None
-
-    def positions(self, n: int) -> NDArray[np.float64]:
-        """Return the positions of the first n samples."""
-        return self.start + self.step * np.arange(n, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,12 +216,12 @@ class NiftiHeader:
         return _UNITS.get(int(self.parsed["xyzt_units"]) & _SPACE_BITS)
 
     @property
-    def time_axis(self) -> TimeAxis | None:
+    def time_axis(self) -> EvenAxis | None:
         """Positions along the fourth axis, None where the header does not tell."""
         start, step = float(self.parsed["toffset"]), float(self.parsed["pixdim"][4])
         if len(self.shape) <= 3 or step == 0 or not math.isfinite(step + start):
             return None
-        return TimeAxis(start=start, step=step, unit=self.time_unit)
+        return EvenAxis(start=start, step=step, unit=self.time_unit)
 
     @property
     def time_unit(self) -> str | None:
@@ -281,7 +269,7 @@ def plan_header(
     dtype: np.dtype[Any],
     affine: NDArray[np.float64],
     space_unit: str | None,
-    time_axis: TimeAxis | None,
+    time_axis: EvenAxis | None,
     scaling: tuple[float, float] | None,
 ) -> NiftiHeader:
     """Make a header for an array; what the arguments do not say is taken from `base`.

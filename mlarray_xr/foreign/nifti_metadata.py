@@ -12,10 +12,10 @@ from mlarray_xr.errors import ConversionError, GeometryError
 from mlarray_xr.foreign.nifti_header import (
     TIME_UNITS,
     NiftiHeader,
-    TimeAxis,
     plan_header,
     spatial_names,
 )
+from mlarray_xr.foreign.positions import MAX_POSITIONS, even_axis
 from mlarray_xr.format.metadata import Metadata, Spatial
 from mlarray_xr.geometry import Geometry
 from mlarray_xr.record import Record, StoredCoordinate, stored_axes, stored_geometry
@@ -81,7 +81,7 @@ def _scaling_attrs(header: NiftiHeader) -> dict[str, Any]:
 
 def _time_coords(header: NiftiHeader, dims: tuple[str, ...]) -> dict[str, StoredCoordinate]:
     """Return the coordinate of the fourth axis where the header tells it."""
-    if header.time_axis is None:
+    if header.time_axis is None or header.shape[3] > MAX_POSITIONS:
         return {}
     attrs = {} if header.time_unit is None else {"units": header.time_unit}
     values = header.time_axis.positions(header.shape[3])
@@ -114,7 +114,7 @@ def header_for(array: MlaArray) -> tuple[NiftiHeader, list[int]]:
         dtype=np.dtype(np.uint8) if array.dtype == bool else array.dtype,
         affine=np.asarray(geometry.affine),
         space_unit=geometry.units[0],
-        time_axis=_time_axis(record, axes.dims[others[0]]) if others else None,
+        time_axis=even_axis(record, axes.dims[others[0]]) if others else None,
         scaling=cast("tuple[float, float]", slope) if all(map(_is_number, slope)) else None,
     )
     return header, order
@@ -140,22 +140,6 @@ def _is_true(header: NiftiHeader, array: MlaArray) -> bool:
         and slopes[0] == slopes[1]
         and times[1].items() <= times[0].items()
     )
-
-
-def _time_axis(record: Record, dim: str) -> TimeAxis | None:
-    """Return start and step of a stored coordinate."""
-    found = record.coords.get(dim)
-    if found is None or found.values.dtype.kind not in "iuf" or not found.values.size:
-        return None
-    values = found.values.astype(np.float64)
-    step = float(values[-1] - values[0]) / (values.size - 1) if values.size > 1 else 1.0
-    if not np.allclose(values, values[0] + step * np.arange(values.size), atol=abs(step) * 1e-3):
-        raise ConversionError(
-            f"the positions along {dim!r} are not evenly spaced, and NIfTI holds start and step "
-            f"only. To fix: write the array without them, array.drop_vars({dim!r})"
-        )
-    unit = found.attrs.get("units")
-    return TimeAxis(start=float(values[0]), step=step, unit=unit if type(unit) is str else None)
 
 
 def _is_number(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mlarray_xr.errors import FormatError
 from mlarray_xr.format.cursor import Cursor
@@ -12,10 +12,44 @@ from mlarray_xr.format.frame import FOOTER_BYTES, MIN_TRAILER_BYTES
 if TYPE_CHECKING:
     from mlarray_xr.format.frame import FrameHeader
 
-__all__ = ["METADATA_NAME", "parse_trailer", "trailer_length"]
+__all__ = [
+    "METADATA_NAME",
+    "TrailerBytes",
+    "largest_table",
+    "largest_value",
+    "parse_trailer",
+    "trailer_length",
+    "unpack_bytes",
+]
 
 METADATA_NAME = "mlarray"
 _MAX_ENTRY_OVERHEAD = 1 << 20
+_TABLE_BYTES_PER_CHUNK = 64
+# Tags and count, then per entry a tag, a name of at most 31 bytes, and a tagged offset.
+_MAP_HEAD_BYTES = 9
+_MOST_BYTES_PER_NAME = 1 + 31 + 5
+_VALUE_HEAD_BYTES = 5
+_BIN_LENGTH_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+
+
+class TrailerBytes(Protocol):
+    """The bytes of a trailer, which may be read when they are asked for; `bytes` are."""
+
+    def __len__(self) -> int:
+        """Return the trailer's length."""
+
+    def __getitem__(self, piece: slice, /) -> bytes:
+        """Return a piece, given by plain start and stop."""
+
+
+def largest_value(value_bytes: int) -> int:
+    """Return the most bytes that a value of at most `value_bytes` may take in the trailer."""
+    return value_bytes + _MAX_ENTRY_OVERHEAD
+
+
+def largest_table(n_chunks: int) -> int:
+    """Return the most bytes that an honest table about so many chunks takes in the trailer."""
+    return n_chunks * _TABLE_BYTES_PER_CHUNK + _MAX_ENTRY_OVERHEAD
 
 
 def trailer_length(footer: bytes, header: FrameHeader, *, value_bytes: int, name: str) -> int:
@@ -28,7 +62,8 @@ def trailer_length(footer: bytes, header: FrameHeader, *, value_bytes: int, name
     header
         The checked header of the same frame.
     value_bytes
-        Largest metadata value accepted, bytes; the trailer may hold 1 MiB more than that.
+        Largest metadata value accepted, bytes; the trailer may hold 1 MiB more than that, and 64
+        bytes for every chunk.
     name
         What to call the file in errors.
 
@@ -44,7 +79,7 @@ def trailer_length(footer: bytes, header: FrameHeader, *, value_bytes: int, name
     if not MIN_TRAILER_BYTES <= length <= room:
         msg = f"{name}: a trailer of {length} bytes does not fit the {room} bytes left for it"
         raise FormatError(msg)
-    if length > value_bytes + _MAX_ENTRY_OVERHEAD:
+    if length > value_bytes + largest_table(header.n_chunks):
         msg = f"{name}: a trailer of {length} bytes exceeds the metadata limit of {value_bytes}"
         raise FormatError(msg)
     if 0 in header.shape and header.header_len != header.frame_len - length:
@@ -53,41 +88,64 @@ def trailer_length(footer: bytes, header: FrameHeader, *, value_bytes: int, name
     return length
 
 
-def parse_trailer(trailer: bytes, header: FrameHeader, *, name: str) -> dict[str, tuple[int, int]]:
+def parse_trailer(
+    trailer: TrailerBytes, header: FrameHeader, *, name: str
+) -> dict[str, tuple[int, int]]:
     """Return the span of each metadata entry's value, relative to the trailer's first byte.
 
     A value is a Blosc2 chunk; nothing is decoded here, so that entries which are not ours are
-    never looked into.
+    never looked into. Of the trailer, only the map and the first five bytes of every entry are
+    asked for.
 
     Raises
     ------
     FormatError
         When the map is damaged or an entry lies outside the trailer.
     """
-    cursor = Cursor(trailer, what=f"{name}: trailer")
+    count = int.from_bytes(trailer[_MAP_HEAD_BYTES - 2 : _MAP_HEAD_BYTES], "big")
+    body_len = len(trailer) - FOOTER_BYTES
+    map_bytes = min(body_len, _MAP_HEAD_BYTES + count * _MOST_BYTES_PER_NAME + 3)
+    cursor = Cursor(trailer[0:map_bytes], what=f"{name}: trailer")
     cursor.expect(b"\x94\x01")
     found = cursor.names()
     if bool(found) != header.has_vlmeta:
         msg = f"{name}: the header says entries: {header.has_vlmeta}, the trailer has {len(found)}"
         raise FormatError(msg)
     spans: dict[str, tuple[int, int]] = {}
-    body = trailer[: len(trailer) - FOOTER_BYTES]
     for entry, offset in found:
-        if not cursor.position <= offset <= len(body):
+        if not cursor.position <= offset <= body_len:
             msg = f"{name}: metadata entry {entry!r} at byte {offset} lies outside the trailer"
             raise FormatError(msg)
-        value = Cursor(body, position=offset, what=f"{name}: metadata entry {entry!r}")
-        length = value.integer(0xC6, 4, signed=False)
-        if length > len(body) - value.position:
+        start = offset + _VALUE_HEAD_BYTES
+        head = trailer[offset : min(start, body_len)]
+        length = Cursor(head, what=f"{name}: metadata entry {entry!r}").integer(
+            0xC6, 4, signed=False
+        )
+        if length > body_len - start:
             msg = (
                 f"{name}: metadata entry {entry!r} claims {length} bytes, "
-                f"{len(body) - value.position} are left of the trailer: it is truncated or damaged"
+                f"{body_len - start} are left of the trailer: it is truncated or damaged"
             )
             raise FormatError(msg)
-        spans[entry] = (value.position, value.position + length)
+        spans[entry] = (start, start + length)
     # Entries that share their bytes would be copied once each, by us and by the C library.
     ordered = sorted(spans.values())
     if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ordered)):
         msg = f"{name}: {len(spans)} metadata entries overlap in a trailer of {len(trailer)} bytes"
         raise FormatError(msg)
     return spans
+
+
+def unpack_bytes(value: bytes, *, name: str) -> bytes:
+    """Return the content of a decoded entry that is one msgpack byte string.
+
+    Raises
+    ------
+    FormatError
+        When it is anything else.
+    """
+    start = 1 + _BIN_LENGTH_WIDTHS.get(value[0], 0) if value else 0
+    if start < 2 or int.from_bytes(value[1:start], "big") != len(value) - start:
+        msg = f"{name}: {len(value)} bytes starting with {value[:5].hex(' ')} are no byte string"
+        raise FormatError(msg)
+    return value[start:]

@@ -1,73 +1,126 @@
-"""Assembly: encoded chunks become one frame, in any order, checked before it is published."""
+"""Assembly: encoded chunks and segments become one frame, checked before it is published."""
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
-from typing import TYPE_CHECKING, BinaryIO
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from mlarray_xr.errors import FormatError
+from mlarray_xr.format.integrity import (
+    INTEGRITY_NAME,
+    ChunkStatistics,
+    Integrity,
+    encode_integrity,
+)
 from mlarray_xr.format.trailer import METADATA_NAME
 from mlarray_xr.storage.encode import encode_index
 from mlarray_xr.storage.frame_file import open_frame
+from mlarray_xr.storage.mapped import MappedReader
+from mlarray_xr.storage.read_pool import available_threads
+from mlarray_xr.storage.segments import PAGE_BYTES
 from mlarray_xr.storage.source import source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
+    from mlarray_xr.storage.segments import Segment
 
 __all__ = ["FrameWriter"]
 
 _FRAME_LEN_AT = 16
 _PAYLOAD_LEN_AT = 39
+_COPY_BYTES = 1 << 26
+_CANNOT_CLONE = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
 class FrameWriter:
-    """Writes one frame into a new file: chunks in any order, each exactly once, then `finish`.
+    """Writes one frame into a new file: parts in order, each chunk exactly once, then `finish`.
+
+    Parts of a file that has several begin on a page of 4096 bytes, so that file systems which can
+    share pages (XFS, Btrfs, NFS 4.2) join segments without copying. What lies between is zeros.
 
     Parameters
     ----------
     file
-        An empty file on disk, open for writing; see `mlarray_xr.storage.publication`.
+        An empty file on disk, open for reading and writing; see `mlarray_xr.storage.publication`.
     plan
         What is written.
     metadata
         The encoded metadata entry.
+    n_parts
+        Number of parts that will be added.
     """
 
-    def __init__(self, file: BinaryIO, *, plan: FramePlan, metadata: bytes) -> None:
-        self._file, self._plan = file, plan
-        self._header, self._trailer = _template(plan, metadata)
-        n_chunks = int(np.prod(plan.chunk_grid, dtype=np.int64)) if 0 not in plan.shape else 0
-        self._offsets = np.zeros(n_chunks, np.int64)
-        self._is_written = np.zeros(n_chunks, np.bool_)
+    def __init__(self, file: BinaryIO, *, plan: FramePlan, metadata: bytes, n_parts: int) -> None:
+        self._file, self._plan, self._metadata = file, plan, metadata
+        self._header, _ = _template(plan, metadata, b"")
+        self._page_bytes = PAGE_BYTES if n_parts > 1 else 1
+        self._table = np.zeros(plan.n_chunks, plan.entry_dtype)
+        self._is_written = np.zeros(plan.n_chunks, np.bool_)
         self._payload_len = 0
         file.write(self._header)
 
     def append(self, chunks: Iterable[EncodedChunk]) -> None:
-        """Add chunks to the frame.
+        """Add the chunks of one part.
 
         Raises
         ------
         ValueError
             When a chunk was added before.
         """
+        is_first = True
         for chunk in chunks:
-            if self._is_written[chunk.number]:
-                msg = f"chunk {chunk.number} was written before"
-                raise ValueError(msg)
-            if chunk.special:
-                self._offsets[chunk.number] = (chunk.special - 128) << 56
-            else:
-                self._offsets[chunk.number] = self._payload_len
+            entry = chunk.entry.copy()
+            if chunk.data:
+                if is_first:
+                    self._file.write(bytes(self._turn_page()))
+                    is_first = False
+                entry["offset"] = self._payload_len
                 self._file.write(chunk.data)
                 self._payload_len += len(chunk.data)
-            self._is_written[chunk.number] = True
+            self._record(entry.reshape(1))
+
+    def adopt(self, segments: Sequence[Segment]) -> None:
+        """Add the chunks of segments, in order of their parts; copied by several threads.
+
+        Raises
+        ------
+        ValueError
+            When a chunk was added before.
+        OSError
+            When the disk is full, or a segment is shorter than it was.
+        """
+        copies: list[tuple[Segment, int]] = []
+        for segment in segments:
+            entries = segment.entries.copy()
+            if segment.payload_bytes:
+                self._turn_page()
+                entries["offset"] += np.where(entries["special"], 0, self._payload_len)
+                copies.append((segment, len(self._header) + self._payload_len))
+                self._payload_len += segment.payload_bytes
+            self._record(entries)
+        self._file.flush()
+        descriptor = self._file.fileno()
+        with ThreadPoolExecutor(min(available_threads(), len(copies) or 1)) as pool:
+            for job in [
+                pool.submit(_copy, segment, descriptor, position, page_bytes=self._page_bytes)
+                for segment, position in copies
+            ]:
+                job.result()
+        self._file.seek(len(self._header) + self._payload_len)
 
     def finish(self) -> int:
-        """Write chunk table, trailer and final header, and open the frame as a reader would.
+        """Write chunk table, trailer and final header, and read samples back as a reader would.
 
         Returns
         -------
@@ -85,25 +138,118 @@ class FrameWriter:
             missing = np.flatnonzero(~self._is_written)
             msg = f"{len(missing)} chunks were never written, the first is {missing[0]}"
             raise ValueError(msg)
-        index = encode_index(self._offsets) if len(self._offsets) else b""
-        total = len(self._header) + self._payload_len + len(index) + len(self._trailer)
+        table, plan = self._table, self._plan
+        special = table["special"].astype(np.int64)
+        offsets = np.where(special, (special - 128) << 56, table["offset"])
+        index = encode_index(offsets) if len(offsets) else b""
+        integrity = encode_integrity(_integrity(plan, table, payload_len=self._payload_len))
+        _, trailer = _template(plan, self._metadata, integrity)
+        total = len(self._header) + self._payload_len + len(index) + len(trailer)
         header = bytearray(self._header)
         struct.pack_into(">Q", header, _FRAME_LEN_AT, total)
         struct.pack_into(">q", header, _PAYLOAD_LEN_AT, self._payload_len)
-        self._file.write(index + self._trailer)
+        self._file.write(index + trailer)
+        self._file.truncate()
         self._file.seek(0)
         self._file.write(header)
         self._file.flush()
-        found = open_frame(source_of(self._file.name)).header
-        if (found.shape, found.dtype_str) != (self._plan.shape, self._plan.dtype.str):
-            msg = (
-                f"{self._plan.shape} was written, {found.shape} reads back: the disk may be failing"
-            )
-            raise FormatError(msg)
+        self._read_back()
         return total
 
+    def _turn_page(self) -> int:
+        """Move on to the next page, and return how many bytes that leaves unused."""
+        gap = -(len(self._header) + self._payload_len) % self._page_bytes
+        self._payload_len += gap
+        return gap
 
-def _template(plan: FramePlan, metadata: bytes) -> tuple[bytes, bytes]:
+    def _record(self, entries: NDArray[Any]) -> None:
+        """Note where chunks are."""
+        numbers = entries["number"]
+        if self._is_written[numbers].any():
+            twice = numbers[self._is_written[numbers]][0]
+            msg = f"chunk {twice} was written before"
+            raise ValueError(msg)
+        self._table[numbers] = entries
+        self._is_written[numbers] = True
+
+    def _read_back(self) -> None:
+        """Open the frame, and read first, middle and last chunk that have a payload."""
+        plan, source = self._plan, source_of(self._file.name)
+        found = open_frame(source).header
+        if (found.shape, found.dtype_str) != (plan.shape, plan.dtype.str):
+            msg = f"{plan.shape} was written, {found.shape} reads back: the disk may be failing"
+            raise FormatError(msg)
+        stored = np.flatnonzero(self._table["special"] == 0)
+        if not len(stored):
+            return
+        reader = MappedReader(source)
+        for number in {int(stored[i]) for i in (0, len(stored) // 2, -1)}:
+            entry = self._table[number]
+            self._file.seek(len(self._header) + int(entry["offset"]))
+            if zlib.crc32(self._file.read(int(entry["length"]))) != entry["crc32"]:
+                msg = (
+                    f"chunk {number} does not read back as it was written: the disk may be failing"
+                )
+                raise FormatError(msg)
+            position = np.unravel_index(number, plan.chunk_grid) if plan.shape else ()
+            box = tuple(
+                (int(i) * c, min((int(i) + 1) * c, n))
+                for i, c, n in zip(position, plan.layout.chunks, plan.shape, strict=True)
+            )
+            out = np.empty(tuple(b - a for a, b in box), plan.dtype)
+            reader.read(box, out, threads=1)
+
+
+def _integrity(plan: FramePlan, table: NDArray[Any], *, payload_len: int) -> Integrity:
+    """Return what is recorded of all chunks."""
+    columns = {name: np.ascontiguousarray(table[name]) for name in plan.entry_dtype.names or ()}
+    return Integrity(
+        shape=plan.shape,
+        chunks=plan.layout.chunks,
+        blocks=plan.layout.blocks,
+        dtype_str=plan.dtype.str,
+        payload_len=payload_len,
+        crc32=columns["crc32"],
+        length=columns["length"],
+        special=columns["special"],
+        statistics=ChunkStatistics(
+            least=columns["least"], greatest=columns["greatest"], nonzero=columns["nonzero"]
+        )
+        if plan.has_range
+        else None,
+        writer=f"mlarray_xr {version('mlarray-xr')}",
+    )
+
+
+def _copy(segment: Segment, target: int, position: int, *, page_bytes: int) -> None:
+    """Copy a segment's payload into an open file, in the kernel where it can.
+
+    Whole pages are copied, zeros included: file systems that share pages share nothing less.
+    """
+    n_bytes = segment.payload_bytes + -segment.payload_bytes % page_bytes
+    with open(segment.path, "rb", buffering=0) as source:
+        done = 0
+        while done < n_bytes:
+            count = _copy_range(source.fileno(), target, done, position + done, n_bytes - done)
+            if not count:
+                msg = f"{segment.path}: ends after {done} of {n_bytes} bytes: it was changed"
+                raise OSError(msg)
+            done += count
+
+
+def _copy_range(source: int, target: int, start: int, position: int, n_bytes: int) -> int:
+    """Copy a range between two files; return how many bytes."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, n_bytes, start, position)
+        except OSError as error:
+            if error.errno not in _CANNOT_CLONE:
+                raise
+    data = os.pread(source, min(n_bytes, _COPY_BYTES), start)
+    return os.pwrite(target, data, position) if data else 0
+
+
+def _template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[bytes, bytes]:
     """Return header and trailer of a frame, written by python-blosc2 itself.
 
     An in-memory frame of uninitialised chunks has them byte for byte, but for two lengths.
@@ -122,6 +268,8 @@ def _template(plan: FramePlan, metadata: bytes) -> tuple[bytes, bytes]:
         msg = f"Blosc2 made chunks {empty.chunks} of {empty.blocks} where {plan.layout} was asked"
         raise ValueError(msg)
     empty.schunk.vlmeta[METADATA_NAME] = metadata
+    if integrity:
+        empty.schunk.vlmeta[INTEGRITY_NAME] = integrity
     frame = empty.to_cframe()
     (header_len,) = struct.unpack_from(">i", frame, 11)
     (trailer_len,) = struct.unpack_from(">I", frame, len(frame) - 22)

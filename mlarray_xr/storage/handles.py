@@ -23,40 +23,49 @@ __all__ = ["MAX_OPEN_FILES", "close_reader", "open_readers", "reader_of"]
 MAX_OPEN_FILES = 128
 
 _lock = threading.Lock()
-_open: OrderedDict[LocalSource | BytesSource, MappedReader] = OrderedDict()
-_in_memory: weakref.WeakValueDictionary[LocalSource | BytesSource, MappedReader] = (
-    weakref.WeakValueDictionary()
-)
+# A source, and whether its readers compare chunks with their checksums.
+_Key = tuple[LocalSource | BytesSource, bool]
+_open: OrderedDict[_Key, MappedReader] = OrderedDict()
+_in_memory: weakref.WeakValueDictionary[_Key, MappedReader] = weakref.WeakValueDictionary()
 
 
-def reader_of(source: LocalSource | BytesSource) -> MappedReader:
+def reader_of(source: LocalSource | BytesSource, *, check: bool = False) -> MappedReader:
     """Return this process's reader of a source, opening it when it is not open.
 
     At most `MAX_OPEN_FILES` files stay open, the least recently used one is dropped first; a read
     under way keeps its reader. Readers of bytes in memory live as long as somebody holds them.
+
+    Parameters
+    ----------
+    source
+        What to read; pinned.
+    check
+        Whether the reader compares chunks with their checksums. Such readers are kept apart.
     """
-    cache: MutableMapping[LocalSource | BytesSource, MappedReader]
+    cache: MutableMapping[_Key, MappedReader]
     cache = _in_memory if isinstance(source, BytesSource) else _open
+    key = (source, check)
     with _lock:
-        reader = cache.get(source)
+        reader = cache.get(key)
     if reader is None:
         # Outside the lock: opening a file on a slow file system must not stop other reads.
-        fresh = MappedReader(source)
+        fresh = MappedReader(source, check=check)
         with _lock:
-            reader = cache.setdefault(source, fresh)
+            reader = cache.setdefault(key, fresh)
             while len(_open) > MAX_OPEN_FILES:
                 _open.popitem(last=False)
     if isinstance(source, LocalSource):
         with _lock, contextlib.suppress(KeyError):
-            _open.move_to_end(source)
+            _open.move_to_end(key)
     return reader
 
 
 def close_reader(source: LocalSource | BytesSource) -> None:
-    """Drop this process's reader of a source; the next read opens it again."""
+    """Drop this process's readers of a source; the next read opens it again."""
     with _lock:
         if isinstance(source, LocalSource):
-            _open.pop(source, None)
+            for check in (False, True):
+                _open.pop((source, check), None)
 
 
 def open_readers() -> int:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlarray_xr.errors import ChunkError
-from mlarray_xr.format.chunk import check_chunks, check_index
+from mlarray_xr.errors import ChunkError, FormatError
+from mlarray_xr.format.chunk import check_chunks
+from mlarray_xr.format.integrity import chunk_place
 from mlarray_xr.planning.grid import (
     box_shape,
     chunk_boxes,
@@ -22,7 +23,12 @@ from mlarray_xr.planning.grid import (
     touched_chunks,
 )
 from mlarray_xr.storage.chunks import decode_checked_chunk, decode_chunk
-from mlarray_xr.storage.frame_file import read_header
+from mlarray_xr.storage.frame_file import (
+    chunk_offsets,
+    read_header,
+    read_integrity,
+    special_codes,
+)
 from mlarray_xr.storage.libblosc2 import NativeHandle, native_library
 from mlarray_xr.storage.portable import PortableHandle
 from mlarray_xr.storage.read_pool import run_shared, sharing
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlarray_xr.format.frame import FrameHeader
+    from mlarray_xr.format.integrity import Integrity
     from mlarray_xr.planning.grid import Box
 
 __all__ = ["MappedReader"]
@@ -87,16 +94,19 @@ class MappedReader:
     ----------
     source
         What to read; pinned.
+    check
+        Whether to compare each chunk with its checksum at its first use. Without, checksums are
+        not even looked for.
 
     Raises
     ------
     SourceChanged
         When the file is not the one the source was made for.
     FormatError
-        When the frame is damaged.
+        When the frame is damaged, or has no checksums to compare with.
     """
 
-    def __init__(self, source: LocalSource | BytesSource) -> None:
+    def __init__(self, source: LocalSource | BytesSource, *, check: bool = False) -> None:
         self.source = source
         mapped = _map(source)
         self.header: FrameHeader = read_header(mapped, name=source.name)
@@ -105,6 +115,7 @@ class MappedReader:
         self._handles: deque[_Handle] = deque()
         self._table: _ChunkTable | None = None
         self._lock = threading.Lock()
+        self._integrity = _recorded(source, self.header) if check else None
 
     def read(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
         """Fill `out` with the elements of a box.
@@ -182,11 +193,7 @@ class MappedReader:
             trailer_len = int.from_bytes(self._frame[-22:-18].tobytes(), "big")
             stored = self._frame[header.index_start : header.frame_len - trailer_len].tobytes()
             decoded = decode_chunk(stored, max_nbytes=8 * header.n_chunks, name=name)
-            if len(decoded) != 8 * header.n_chunks:
-                msg = f"{name}: {len(decoded)} bytes, {header.n_chunks} chunks need 8 each"
-                raise ChunkError(msg)
-            offsets = decoded.view("<i8").astype(np.int64, copy=False)
-            check_index(offsets, header, name=self.source.name)
+            offsets = chunk_offsets(decoded, header, name=self.source.name)
             table = _ChunkTable(offsets, header.chunk_grid)
             with self._lock:
                 self._table = self._table or table
@@ -210,12 +217,43 @@ class MappedReader:
                 self._payload, stored, table.offsets[stored], self.header, name=self.source.name
             )
             table.is_whole_only[stored] = whole
+            if self._integrity is not None:
+                self._compare(batch, self._integrity)
             special = batch[self._is_misread(table.offsets[batch])]
             table.is_whole_only[special] = True
             # Never reset: another thread may have found such a chunk meanwhile.
             if whole.any() or len(special):
                 table.has_whole_only = True
             table.is_checked[batch] = True
+
+    def _compare(self, numbers: NDArray[np.int64], integrity: Integrity) -> None:
+        """Compare chunks, whose headers have been checked, with what was written."""
+        offsets = self._chunk_table().offsets[numbers]
+        codes = special_codes(offsets)
+        # Of a chunk without payload the code is all there is.
+        suspects = (offsets >= 0) | (codes != integrity.special[numbers])
+        for number, offset, code in zip(
+            numbers[suspects].tolist(),
+            offsets[suspects].tolist(),
+            codes[suspects].tolist(),
+            strict=True,
+        ):
+            fault = integrity.fault(number, self._stored(offset).data, special=code)
+            if fault is not None:
+                position, box = chunk_place(number, self.header)
+                msg = (
+                    f"{self.source.name}: chunk {number} (grid position {position}, box {box}) is "
+                    f"damaged, or was changed by another program: {fault}. Other chunks can still "
+                    "be read"
+                )
+                raise ChunkError(msg)
+
+    def _stored(self, offset: int) -> NDArray[np.uint8]:
+        """Return the stored bytes of a checked chunk; none of a chunk without payload."""
+        if offset < 0:
+            return self._payload[:0]
+        cbytes = int(self._payload[offset + 12 : offset + 16].view("<i4")[0])
+        return self._payload[offset : offset + cbytes]
 
     def _is_misread(self, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which chunks without payload C-Blosc2 (3.3.5) does not read as they are meant.
@@ -266,8 +304,7 @@ class MappedReader:
         elif offset < 0:
             out[...] = np.nan if offset == _NAN else np.zeros((), header.dtype)
         else:
-            cbytes = int(self._payload[offset + 12 : offset + 16].view("<i4")[0])
-            stored = self._payload[offset : offset + cbytes].tobytes()
+            stored = self._stored(offset).tobytes()
             name = f"{self.source.name}: chunk {number}"
             tiles = decode_checked_chunk(stored, nbytes=header.chunksize, name=name)
             whole = np.empty(header.chunks, header.dtype)
@@ -281,6 +318,22 @@ class MappedReader:
 def _inside(part: Box, box: Box) -> tuple[Any, ...]:
     """Return the key of a part in an array that holds the box; an array even where it is 0-d."""
     return (*(slice(a - o, b - o) for (a, b), (o, _) in zip(part, box, strict=True)), ...)
+
+
+def _recorded(source: LocalSource | BytesSource, header: FrameHeader) -> Integrity:
+    """Return the checksums of a source, refusing files that have none for this array."""
+    integrity = read_integrity(source)
+    if integrity is None:
+        found = "no checksums for its chunks"
+    elif differences := integrity.differences(header):
+        found = f"checksums of another array: {'; '.join(differences)}"
+    else:
+        return integrity
+    msg = (
+        f"{source.name}: chunks were to be compared with their checksums, the file has {found}. "
+        "To fix: (1) read without the comparison; (2) write the file again with mlarray_xr"
+    )
+    raise FormatError(msg)
 
 
 def _map(source: LocalSource | BytesSource) -> NDArray[np.uint8]:

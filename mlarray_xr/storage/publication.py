@@ -11,24 +11,42 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_absent", "published"]
+__all__ = ["check_target", "published"]
 
 
-def check_absent(path: str) -> None:
-    """Refuse a target that exists.
+def check_target(path: str, *, overwrite: bool) -> tuple[str, str]:
+    """Refuse a target that cannot be made; return the path that is written, and its folder.
+
+    To overwrite a link is to replace what it points to.
 
     Raises
     ------
+    FileNotFoundError
+        When the folder does not exist.
     FileExistsError
-        When something has that name, a dangling link included.
+        When the target exists, be it as a dangling link, and is not to be replaced.
+    IsADirectoryError
+        When a folder has its name.
     """
-    if os.path.lexists(path):
+    if overwrite:
+        path = os.path.realpath(path)
+    elif os.path.lexists(path):
         raise _exists(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        msg = f"{path}: the folder does not exist. To fix: os.makedirs({folder!r})"
+        raise FileNotFoundError(msg)
+    if os.path.isdir(path):
+        msg = f"{path}: a folder has this name. To fix: (1) remove it; (2) choose another name"
+        raise IsADirectoryError(msg)
+    return path, folder
 
 
 @contextlib.contextmanager
-def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """Open a temporary file beside the target; give it its name when the block ends without error.
+def published(
+    path: str, *, overwrite: bool, temporary_folder: str | None = None
+) -> Iterator[BinaryIO]:
+    """Open a temporary file; give it the target's name when the block ends without error.
 
     Parameters
     ----------
@@ -36,6 +54,8 @@ def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
         The target.
     overwrite
         Whether an existing target may be replaced.
+    temporary_folder
+        Where the temporary file is, on the target's file system; None is beside the target.
 
     Raises
     ------
@@ -51,21 +71,11 @@ def published(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
     >>> os.path.getsize("letter.txt")
     9
     """
-    if overwrite:
-        path = os.path.realpath(path)  # a link stays a link to what is replaced
-    else:
-        check_absent(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        msg = f"{path}: the folder does not exist. To fix: os.makedirs({folder!r})"
-        raise FileNotFoundError(msg)
-    if os.path.isdir(path):
-        msg = f"{path}: a folder has this name. To fix: (1) remove it; (2) choose another name"
-        raise IsADirectoryError(msg)
+    path, folder = check_target(path, overwrite=overwrite)
     # Without the target's name: a name of the greatest length leaves no room for a suffix.
-    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
+    temporary = os.path.join(temporary_folder or folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             yield file
             file.flush()
             if overwrite and os.path.exists(path):
@@ -95,7 +105,7 @@ def _rename(temporary: str, path: str, *, overwrite: bool) -> None:
         raise _exists(path) from None
     except OSError:
         # File systems without hard links: the check and the rename are two steps.
-        check_absent(path)
+        check_target(path, overwrite=False)
         os.rename(temporary, path)
 
 

@@ -1,0 +1,217 @@
+"""The write graph: a Dask array becomes segments on its workers, and one file at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from mlarray_xr.dask import scheduler_client
+from mlarray_xr.storage.read_pool import available_threads
+from mlarray_xr.storage.segments import parts_on_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import dask.array as da
+    from numpy.typing import NDArray
+
+    from mlarray_xr.storage.job import Finished, PartRecord, Progress, WriteJob
+
+__all__ = [
+    "compute_all",
+    "delayed_mapping",
+    "delayed_value",
+    "threads_per_process",
+    "watched",
+    "write_graph",
+]
+
+_RECORDS_PER_TASK = 64
+_WATCH_SECONDS = 0.25
+
+
+def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da.Array:
+    """Return a 0-d array whose one element is made by writing the file.
+
+    Every part is encoded in the task that computes it, so no voxel leaves its worker; what travels
+    are records of a few bytes, gathered in a tree. The last task joins the segments.
+
+    Parameters
+    ----------
+    array
+        Of the plan's shape and dtype; rechunked to the job's parts.
+    job
+        What to write.
+    missing
+        The parts to compute, by number: all but those that an earlier write left.
+    """
+    import dask.array as da
+
+    extents = job.parts.extents
+    aligned = array if array.chunks == extents else array.rechunk(extents)
+    records = da.map_blocks(
+        _write_block,
+        aligned,
+        job=job,
+        dtype=object,
+        chunks=tuple((1,) * n for n in job.parts.grid),
+        meta=np.empty((0,) * array.ndim, object),
+    )
+    if len(missing) < len(job.parts):
+        records = _only(records, missing, grid=job.parts.grid)
+    graph: da.Array = da.reduction(
+        records,
+        chunk=_keep,
+        combine=partial(_join, ndim=records.ndim),
+        aggregate=partial(_finish, job=job),
+        concatenate=False,
+        split_every=_RECORDS_PER_TASK,
+        dtype=object,
+        meta=np.empty((), object),
+    )
+    return graph
+
+
+def _only(records: da.Array, numbers: Sequence[int], *, grid: tuple[int, ...]) -> da.Array:
+    """Return some blocks of an array, by C-order number, as a 1-D array."""
+    import dask.array as da
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
+
+    name = f"mla-parts-{tokenize(records.name, tuple(numbers))}"
+    positions = zip(*np.unravel_index(np.asarray(numbers, np.int64), grid), strict=True)
+    layer: dict[Any, Any] = {
+        (name, i): (_flatten, (records.name, *map(int, position)))
+        for i, position in enumerate(positions if grid else [()] * len(numbers))
+    }
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=cast("Any", [records]))
+    return da.Array(graph, name, chunks=((1,) * len(layer),), dtype=object)
+
+
+def _write_block(block: NDArray[Any], job: WriteJob, block_info: Any = None) -> NDArray[np.object_]:
+    """Write one part where it was computed; return its record as a block of one element."""
+    where = block_info[0]
+    part = job.parts.number_of(tuple(where["chunk-location"]))
+    box = tuple((int(start), int(stop)) for start, stop in where["array-location"])
+    return _cell([job.write_part(np.asarray(block), box, part=part)], ndim=block.ndim)
+
+
+def _cell(value: object, *, ndim: int) -> NDArray[np.object_]:
+    """Return an array of one element."""
+    cell = np.empty((1,) * ndim, object)
+    cell[(0,) * ndim] = value
+    return cell
+
+
+def _flatten(block: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Return a block of one element as a 1-D block."""
+    return block.reshape(1)
+
+
+# The names of the arguments are those that dask.array.reduction calls with.
+
+
+def _keep(block: Any, axis: Any, keepdims: bool) -> Any:  # noqa: ARG001
+    """Return a block as it is: the first step of the tree."""
+    return block
+
+
+def _join(
+    blocks: Any,
+    axis: Any,  # noqa: ARG001
+    keepdims: bool,  # noqa: ARG001
+    ndim: int,
+) -> NDArray[np.object_]:
+    """Join lists of records into one."""
+    return _cell(_records(blocks), ndim=ndim)
+
+
+def _finish(
+    blocks: Any,
+    axis: Any,  # noqa: ARG001
+    keepdims: bool,  # noqa: ARG001
+    job: WriteJob,
+) -> NDArray[np.object_]:
+    """Make the file of all segments: exactly one task."""
+    done = np.empty((), object)
+    done[()] = job.finish(_records(blocks))
+    return done
+
+
+def _records(blocks: Any) -> list[PartRecord]:
+    """Return the records in nested lists of blocks."""
+    if isinstance(blocks, np.ndarray):
+        return [record for records in blocks.ravel() for record in records]
+    return [record for block in blocks for record in _records(block)]
+
+
+def compute_all(graphs: Sequence[da.Array]) -> list[Finished]:
+    """Compute write graphs together, so that what they share is computed once."""
+    from dask.base import compute
+
+    if not graphs:
+        return []
+    return [done.item() for done in compute(*graphs)]
+
+
+def delayed_value(graph: da.Array, finish: Callable[[Finished], Any]) -> Any:
+    """Return a Delayed of what a function makes of a write graph's result.
+
+    The graph is optimised first: wrapped as it is, P2P rechunking in it would be cancelled
+    (distributed 2026.8).
+    """
+    from dask.delayed import delayed
+
+    return delayed(_apply, pure=False)(finish, graph.to_delayed().item())
+
+
+def delayed_mapping(values: dict[str, Any]) -> Any:
+    """Return a Delayed of a mapping from a mapping of Delayed."""
+    from dask.delayed import delayed
+
+    return delayed(dict, pure=False)(list(values.items()))
+
+
+def _apply(finish: Callable[[Finished], Any], done: NDArray[np.object_]) -> Any:
+    """Apply a function to the one element of a 0-d array."""
+    return finish(done.item())
+
+
+def threads_per_process() -> int:
+    """Return how many tasks one process may run at the same time; of local schedulers the most."""
+    client = scheduler_client()
+    return available_threads() if client is None else max(client.nthreads().values(), default=1)
+
+
+@contextlib.contextmanager
+def watched(job: WriteJob, progress: Progress | None) -> Iterator[None]:
+    """Tell a callback how many chunks are on disk while the block runs, whoever writes them.
+
+    Counting names in the staging folder works alike for threads, processes and clusters.
+    """
+    if progress is None:
+        yield
+        return
+    sizes = [len(job.plan.numbers_in(box)) for box in job.parts.boxes()]
+    stopped = threading.Event()
+
+    def watch() -> None:
+        before = -1
+        while not stopped.wait(_WATCH_SECONDS):
+            done = sum(sizes[part] for part in parts_on_disk(job.staging))
+            if done > before:  # names are gone as soon as the file is complete
+                progress(done, job.plan.n_chunks)
+                before = done
+
+    watcher = threading.Thread(target=watch, name="mla-progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        watcher.join()
+    progress(job.plan.n_chunks, job.plan.n_chunks)

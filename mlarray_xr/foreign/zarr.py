@@ -1,0 +1,320 @@
+"""Zarr, formats 2 and 3: any array of a store, lazily; and `.mla` files written as Zarr 3."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import xarray as xr
+
+from mlarray_xr.attributes import is_name
+from mlarray_xr.coordinates import attach_coords
+from mlarray_xr.dataset import dataset_from
+from mlarray_xr.errors import ConversionError, FormatError, MissingDependencyError
+from mlarray_xr.foreign.labelled import (
+    MAX_COORDINATE_LENGTH,
+    check_values,
+    choose_dataset,
+    dataset_parts,
+)
+from mlarray_xr.foreign.ngff import multiscales_of
+from mlarray_xr.foreign.ome import is_ome
+from mlarray_xr.foreign.ome import open_image as open_ome_image
+from mlarray_xr.foreign.zarr_labels import dimension_names, labelled_image
+from mlarray_xr.foreign.zarr_store import ZarrNode, ZarrStore, explained
+from mlarray_xr.planning.grid import part_boxes, plan_part
+from mlarray_xr.record import stored_axes, stored_geometry
+from mlarray_xr.storage.publication import check_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlarray_xr.array import MlaArray
+    from mlarray_xr.foreign.image import ForeignImage
+
+__all__ = ["open_image", "write_image"]
+
+_PART_BYTES = 32 << 20
+_ROOT_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
+_IMAGE = "image"
+
+
+def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> ForeignImage:
+    """Open an array of a Zarr store; reads metadata and coordinates, none of its elements.
+
+    Groups that xarray wrote have their coordinates; OME-Zarr is opened by
+    `mlarray_xr.foreign.ome.open_image`.
+
+    Parameters
+    ----------
+    path
+        A local folder or zip file: one array, or a group.
+    scratch_dir
+        Unused: arrays are read where they lie.
+    dataset
+        Path of the array inside the store. By default the only one of two or more axes that is no
+        coordinate.
+
+    Raises
+    ------
+    FileNotFoundError
+        When nothing is there.
+    ConversionError
+        When it is no Zarr store or a damaged one, the array has elements that cannot be converted
+        or are encoded as Python objects, or there are several and none was chosen.
+    MissingDependencyError
+        When zarr is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr
+    >>> _ = zarr.create_array("raw.zarr", data=np.zeros((4, 5), "int16"), chunks=(2, 5))
+    >>> image = open_image("raw.zarr", scratch_dir=None, dataset=None)
+    >>> image.values[slice(0, 2), slice(0, 3)].shape
+    (2, 3)
+    """
+    store = ZarrStore.at(path)
+    with explained(store.path):
+        root = store.node("")
+        if root is not None and is_ome(root):
+            return open_ome_image(path, scratch_dir=scratch_dir, dataset=dataset)
+        name = "/".join(dataset_parts(dataset or ""))
+        start = store.node(name)
+        if start is None:
+            raise ConversionError(
+                f"no array or group {name!r} is there; the root holds {store.members('')[:20]}. "
+                "To fix: choose with dataset="
+            )
+        return labelled_image(store, start if start.is_array else _only_array(store, start))
+
+
+def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None:
+    """Write an array as a Zarr 3 group, a bounded number of voxels at a time.
+
+    The group holds the array, in the chunks of the file (Blosc, zstd, shuffle), and its
+    coordinates, as xarray reads them; the metadata are attributes, which `open_image` takes back.
+    Stored statistics are not: anybody may change the voxels of a Zarr store. Where the
+    dimensions and the geometry allow it the group is an OME-Zarr image (NGFF 0.5) of one level.
+    Zarr 3 has one byte order: big-endian numbers become the machine's. The store is written to a
+    folder beside the target, forced to disk, and renamed: it appears complete or not at all.
+
+    Parameters
+    ----------
+    array
+        What is written.
+    path
+        Name of a folder, which usually ends in ``.zarr``.
+    mode
+        ``"w-"`` refuses an existing target, ``"w"`` replaces a Zarr store or an empty folder.
+
+    Raises
+    ------
+    ConversionError
+        When Zarr has no such type or names, or `mode` is ``"w"`` and the target is neither a Zarr
+        store nor empty, or contains the file that is read.
+    FileExistsError
+        When the target exists and `mode` is ``"w-"``.
+    MissingDependencyError
+        When zarr is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, mlarray_xr
+    >>> _ = mlarray_xr.to_mla(np.arange(6, dtype="int16").reshape(2, 3), "small.mla")
+    >>> write_image(mlarray_xr.MlaArray("small.mla"), "small.zarr", mode="w-")
+    >>> xr.open_dataset("small.zarr", engine="zarr", consolidated=False).image.values
+    array([[0, 1, 2],
+           [3, 4, 5]], dtype=int16)
+    """
+    if mode not in ("w-", "w"):
+        raise ValueError(
+            f"mode={mode!r} is not 'w-' (refuse an existing folder) or 'w' (replace it)"
+        )
+    if "://" in path:
+        raise ConversionError(f"{path}: URLs cannot be written. To fix: write a folder, upload it")
+    if not array.metadata.has_array:
+        raise FormatError(f"{array.path}: the file holds metadata only, no array to convert")
+    check_values(array.shape, array.dtype)
+    labelled = _labelled(array)
+    with _published(path, overwrite=mode == "w", source=array.path) as folder:
+        _write_labels(array, labelled, folder)
+        _write_values(array, folder, str(labelled.name))
+
+
+def _only_array(store: ZarrStore, group: ZarrNode) -> ZarrNode:
+    """Return the only image in a group, or below it."""
+    arrays = {node.name: node for node in store.walk(group) if node.is_array}
+    used = {other for node in (group, *arrays.values()) for other in _coordinates(node)}
+    candidates = {
+        name: (node.shape, kind)
+        for name, node in arrays.items()
+        if name not in used and (kind := _element_type(node)) is not None
+    }
+    return arrays[choose_dataset(candidates)]
+
+
+def _coordinates(node: ZarrNode) -> set[str]:
+    """Return the paths of the arrays that are coordinates by what one node says."""
+    listed = node.attributes.get("coordinates")
+    names = listed.split() if isinstance(listed, str) else []
+    folder, _, own = node.name.rpartition("/")
+    if not node.is_array:
+        folder = node.name
+    elif dimension_names(node, len(node.shape)) == [own]:
+        names.append(own)
+    return {f"{folder}/{name}".lstrip("/") for name in names}
+
+
+def _element_type(node: ZarrNode) -> str | None:
+    """Return the type of the elements as it is written; None where it is not one of numbers."""
+    kind = node.document.get("data_type" if node.zarr_format == 3 else "dtype")
+    name = kind.get("name", "").removeprefix("numpy.") if isinstance(kind, dict) else kind
+    try:
+        return name if np.dtype(name).kind in "biufcmM" else None
+    except TypeError:
+        return None
+
+
+def _labelled(array: MlaArray) -> xr.DataArray:
+    """Return a file's labels, all of its coordinates included, on a stand-in for its values."""
+    stand_in = np.broadcast_to(np.zeros((), np.bool_), array.shape)
+    dataset = dataset_from(stand_in, array)
+    labelled = attach_coords(next(iter(dataset.data_vars.values())))
+    wrong = [name for name in (*labelled.dims, *labelled.coords) if not _is_path_part(name)]
+    if wrong:
+        raise ConversionError(
+            f"{wrong} cannot name arrays in Zarr. To fix: rename these dimensions or coordinates"
+        )
+    return labelled if _is_path_part(labelled.name) else labelled.rename(_IMAGE)
+
+
+def _is_path_part(name: object) -> bool:
+    """Tell names that can be those of folders."""
+    is_reserved = name in _ROOT_DOCUMENTS or str(name).startswith((".", "__"))
+    return is_name(name) and not is_reserved and not {"/", "\\"} & {*str(name)}
+
+
+def _write_labels(array: MlaArray, labelled: xr.DataArray, folder: str) -> None:
+    """Make the store: coordinates, attributes, and the array without values."""
+    try:
+        import zarr
+        from zarr.codecs import BloscCodec
+    except ImportError as error:
+        raise MissingDependencyError(
+            'Zarr needs zarr-python 3, which is not installed. To fix: pip install "mlarray-xr'
+            '[zarr]"'
+        ) from error
+    coords = xr.Dataset(coords=labelled.coords)
+    too_long = [name for name in coords.coords if coords[name].size > MAX_COORDINATE_LENGTH]
+    texts = {name: c.astype(object) for name, c in coords.coords.items() if c.dtype.kind == "U"}
+    coords = coords.assign_coords(texts).drop_vars(too_long)
+    coords.to_zarr(folder, mode="w-", zarr_format=3, consolidated=False)
+    axes = stored_axes(array.metadata, array.ndim)
+    ome = multiscales_of(
+        dims=axes.dims,
+        geometry=stored_geometry(array.metadata, axes),
+        coords=dict(coords.coords),
+        path=str(labelled.name),
+    )
+    group = zarr.open_group(folder, mode="r+", use_consolidated=False)
+    group.update_attributes(ome or {})
+    group.create_array(
+        str(labelled.name),
+        shape=array.shape,
+        chunks=_chunks(array),
+        dtype=array.dtype.newbyteorder("="),
+        compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
+        fill_value=0,
+        dimension_names=axes.dims,
+        attributes=dict(labelled.attrs),
+    )
+
+
+def _chunks(array: MlaArray) -> tuple[int, ...]:
+    """Return the chunks of a file, no larger than its array."""
+    pairs = zip(array.chunks, array.shape, strict=True)
+    return tuple(min(chunk, max(n, 1)) for chunk, n in pairs)
+
+
+def _write_values(array: MlaArray, folder: str, name: str) -> None:
+    """Copy the voxels, part by part; zarr encodes the chunks of a part side by side."""
+    import zarr
+
+    target = zarr.open_array(os.path.join(folder, name), mode="r+", zarr_format=3)
+    part = plan_part(
+        array.shape, _chunks(array), itemsize=array.dtype.itemsize, target_bytes=_PART_BYTES
+    )
+    if 0 in array.shape:
+        return
+    for box in part_boxes(array.shape, part):
+        target[tuple(slice(a, b) for a, b in box)] = array.read(box)
+
+
+@contextlib.contextmanager
+def _published(path: str, *, overwrite: bool, source: str | None) -> Iterator[str]:
+    """Give a folder beside the target; it gets its name when the block ends without error."""
+    target = os.path.abspath(os.path.expanduser(path))
+    if overwrite:
+        target = os.path.realpath(target)  # a link stays a link to what is replaced
+    if overwrite and os.path.lexists(target):
+        _check_replaceable(target, source)
+        parent = os.path.dirname(target)
+    else:
+        target, parent = check_target(target, overwrite=False)
+    temporary = os.path.join(parent, f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in (*files, ""):
+                _force_to_disk(os.path.join(folder, name))
+        _rename(temporary, target)
+        _force_to_disk(parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(target: str, source: str | None) -> None:
+    """Refuse to replace, and so delete, what is no Zarr store, or what is being read."""
+    if source is not None and os.path.realpath(source).startswith(target + os.sep):
+        raise ConversionError(f"{target} contains the file that is read. To fix: write elsewhere")
+    is_store = any(os.path.isfile(os.path.join(target, name)) for name in _ROOT_DOCUMENTS)
+    if not is_store and not (os.path.isdir(target) and not os.listdir(target)):
+        raise ConversionError(
+            f"{target}: mode='w' replaces Zarr stores and empty folders, and this is neither. "
+            "To fix: choose another name, or remove it yourself"
+        )
+
+
+def _rename(temporary: str, target: str) -> None:
+    """Move a finished folder to its name, and one that had the name out of the way."""
+    aside = f"{temporary}.old"
+    is_replaced = os.path.isdir(target) and bool(os.listdir(target))
+    if is_replaced:
+        os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if is_replaced:
+            os.rename(aside, target)
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY):
+            msg = f"{target}: somebody made it meanwhile. To fix: choose another name"
+            raise FileExistsError(msg) from error
+        raise
+    if is_replaced:
+        shutil.rmtree(aside)
+
+
+def _force_to_disk(path: str) -> None:
+    """Wait until a file or folder is on disk."""
+    if os.path.isdir(path) and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows cannot open folders.
+    entry = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)

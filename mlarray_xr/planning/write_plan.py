@@ -1,0 +1,222 @@
+"""The parts in which a file is written, and the memory that takes: decided before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlarray_xr.errors import LayoutError
+from mlarray_xr.planning.grid import plan_part
+
+if TYPE_CHECKING:
+    from mlarray_xr.planning.grid import Box
+    from mlarray_xr.planning.layout import Layout
+
+__all__ = ["Parts", "check_chunk_borders", "parse_bytes", "plan_parts"]
+
+# Large enough that a scheduler's 3 ms per task vanish, small enough for any worker.
+_PART_BYTES = 128 << 20
+_LARGEST_BYTES = 256 << 20
+_SMALLEST_BYTES = 16 << 20
+# A part in memory, what it was made from, and its compressed chunks.
+_COPIES = 3
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """How an array is cut into the parts that tasks write: whole file chunks, in C order.
+
+    Together with values, layout and codec it decides the bytes of the file: chunks stand part
+    after part.
+
+    Parameters
+    ----------
+    extents
+        Along every axis the extents of the parts; all but the last are multiples of the chunk.
+    in_flight
+        How many parts one process works on at the same time.
+    itemsize
+        Bytes of an element.
+
+    Examples
+    --------
+    >>> parts = Parts(extents=((4, 2), (6,)), in_flight=2, itemsize=1)
+    >>> list(parts.boxes())
+    [((0, 4), (0, 6)), ((4, 6), (0, 6))]
+    >>> parts.number_of((1, 0)), parts.largest_bytes, parts.peak_bytes
+    (1, 24, 144)
+    """
+
+    extents: tuple[tuple[int, ...], ...]
+    in_flight: int
+    itemsize: int
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of parts along each axis."""
+        return tuple(map(len, self.extents))
+
+    @property
+    def largest_bytes(self) -> int:
+        """Decoded bytes of the largest part."""
+        return math.prod(max(along, default=0) for along in self.extents) * self.itemsize
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that one process needs for parts, bytes; what tasks before them hold is extra."""
+        return self.in_flight * _COPIES * self.largest_bytes
+
+    def __len__(self) -> int:
+        """Return the number of parts: none of an empty array."""
+        return 0 if any(0 in along for along in self.extents) else math.prod(self.grid)
+
+    def boxes(self) -> list[Box]:
+        """Return the boxes of the parts in C order."""
+        if not len(self):
+            return []
+        edges = [[0, *itertools.accumulate(along)] for along in self.extents]
+        return list(itertools.product(*(list(itertools.pairwise(along)) for along in edges)))
+
+    def number_of(self, position: tuple[int, ...]) -> int:
+        """Return the C-order number of the part at a position in the grid."""
+        return int(np.ravel_multi_index(position, self.grid)) if position else 0
+
+
+def plan_parts(
+    shape: tuple[int, ...],
+    layout: Layout,
+    *,
+    itemsize: int,
+    in_flight: int,
+    source_chunks: tuple[tuple[int, ...], ...] | None = None,
+    memory_limit: int | None = None,
+) -> Parts:
+    """Decide the parts of a write.
+
+    Parts are near 128 MiB, of small arrays 32 MiB. The chunks of a Dask array are taken as they
+    are when their borders are borders of file chunks and they have from 16 to 256 MiB; otherwise
+    parts get the shape of such a chunk, rounded to whole file chunks.
+
+    Parameters
+    ----------
+    shape
+        Extents of the array.
+    layout
+        Chunks and blocks of the file.
+    itemsize
+        Bytes of an element.
+    in_flight
+        How many parts a process works on at the same time.
+    source_chunks
+        The chunks of a Dask array, along every axis.
+    memory_limit
+        Bytes that the parts of one process may take; makes parts smaller.
+
+    Raises
+    ------
+    LayoutError
+        When not even one chunk at a time fits the limit.
+
+    Examples
+    --------
+    >>> from mlarray_xr.planning.layout import Layout
+    >>> layout = Layout(chunks=(64, 64, 64), blocks=(16, 16, 16))
+    >>> plan_parts((512, 512, 512), layout, itemsize=2, in_flight=2).grid
+    (2, 2, 2)
+    """
+    ceiling, target = _LARGEST_BYTES, _PART_BYTES
+    if memory_limit is not None:
+        ceiling = min(ceiling, memory_limit // (_COPIES * in_flight))
+        target = min(target, ceiling)
+        smallest = (
+            math.prod(min(c, n) for c, n in zip(layout.chunks, shape, strict=True)) * itemsize
+        )
+        if ceiling < smallest:
+            msg = (
+                f"memory_limit={memory_limit}: {in_flight} parts at a time of at least one chunk "
+                f"{layout.chunks} of {smallest} bytes need {smallest * _COPIES * in_flight} bytes. "
+                "To fix: (1) raise the limit; (2) smaller chunks; (3) fewer threads per worker"
+            )
+            raise LayoutError(msg)
+    if source_chunks is not None:
+        kept = Parts(extents=source_chunks, in_flight=in_flight, itemsize=itemsize)
+        least = 0 if len(kept) <= 1 else _SMALLEST_BYTES
+        is_sized = least <= kept.largest_bytes <= ceiling
+        if is_sized and is_aligned(source_chunks, layout.chunks):
+            return kept
+    patch = None
+    if source_chunks is not None and 0 not in shape:
+        patch = tuple(max(along) for along in source_chunks)
+    part = plan_part(shape, layout.chunks, itemsize=itemsize, target_bytes=target, patch=patch)
+    extents = tuple(
+        tuple(min(p, n - start) for start in range(0, n, p)) or (0,)
+        for n, p in zip(shape, part, strict=True)
+    )
+    return Parts(extents=extents, in_flight=in_flight, itemsize=itemsize)
+
+
+def is_aligned(source_chunks: tuple[tuple[int, ...], ...], chunks: tuple[int, ...]) -> bool:
+    """Tell whether no border of a Dask array's chunks lies inside a chunk of the file."""
+    return all(
+        extent % chunk == 0
+        for along, chunk in zip(source_chunks, chunks, strict=True)
+        for extent in along[:-1]
+    )
+
+
+def check_chunk_borders(
+    source_chunks: tuple[tuple[int, ...], ...], chunks: tuple[int, ...], dims: tuple[str, ...]
+) -> None:
+    """Refuse a Dask array of which two chunks share a chunk of the file.
+
+    Raises
+    ------
+    LayoutError
+        Naming both chunks of the array and the chunk of the file.
+    """
+    for axis, (along, chunk) in enumerate(zip(source_chunks, chunks, strict=True)):
+        edges = list(itertools.accumulate(along))[:-1]
+        for i, edge in enumerate(edges):
+            if edge % chunk:
+                msg = (
+                    f"chunks {i} and {i + 1} of the Dask array along {dims[axis]!r} (axis {axis}) "
+                    f"meet at {edge}, inside chunk {edge // chunk} of the file, which is "
+                    f"{edge // chunk * chunk}:{(edge // chunk + 1) * chunk}. To fix: (1) "
+                    f"align_chunks=True rechunks; (2) array.chunk({{{dims[axis]!r}: multiple of "
+                    f"{chunk}}}); (3) chunks= or patch= of another size"
+                )
+                raise LayoutError(msg)
+
+
+def parse_bytes(amount: int | str) -> int:
+    """Return a number of bytes from a number or a text such as ``"2 GB"`` or ``"512MiB"``.
+
+    Raises
+    ------
+    ValueError
+        When the text is neither, or the number is not positive.
+
+    Examples
+    --------
+    >>> parse_bytes("1.5 GiB")
+    1610612736
+    """
+    number, factor = amount, 1
+    if isinstance(amount, str):
+        text = amount.strip()
+        unit = next((u for u in sorted(_UNITS, key=len, reverse=True) if text.endswith(u)), "")
+        number, factor = text.removesuffix(unit).strip(), _UNITS.get(unit, 1)
+    try:
+        n_bytes = int(float(number) * factor)
+    except (TypeError, ValueError, OverflowError):
+        n_bytes = 0
+    if n_bytes < 1:
+        msg = f"{amount!r} is no amount of memory: give bytes, or a text such as '2GB' or '512MiB'"
+        raise ValueError(msg)
+    return n_bytes

@@ -1,0 +1,72 @@
+"""WriteReport: what a write did, and how it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlarray_xr.planning.codec import Codec
+    from mlarray_xr.planning.codec_choice import CodecChoice
+    from mlarray_xr.planning.layout import Layout
+
+__all__ = ["WriteReport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteReport:
+    """What a write did.
+
+    Examples
+    --------
+    >>> import numpy as np, mlarray_xr
+    >>> report = mlarray_xr.to_mla(np.zeros((64, 64), "uint8"), "report.mla", mode="w")
+    >>> report.nbytes, report.n_chunks
+    (4096, 1)
+    """
+
+    path: str
+    """Absolute path of the file."""
+    shape: tuple[int, ...]
+    """Extents, array order."""
+    dtype: str
+    """Type of the elements."""
+    nbytes: int
+    """Bytes of the decoded array."""
+    file_bytes: int
+    """Bytes of the file."""
+    n_chunks: int
+    """Number of chunks."""
+    n_resumed_chunks: int
+    """How many of them an earlier write had left."""
+    seconds: float
+    """Wall time."""
+    assembly_seconds: float
+    """How much of it joining, checking and publishing took."""
+    workers: int
+    """Processes that encoded."""
+    layout: Layout
+    """Chunks and blocks."""
+    codec: Codec
+    """Compression."""
+    choice: CodecChoice | None = None
+    """Why this codec, when it was chosen by a trial."""
+
+    @property
+    def ratio(self) -> float:
+        """Decoded bytes over stored bytes."""
+        return self.nbytes / self.file_bytes
+
+    def __str__(self) -> str:
+        """Return the report as a few lines."""
+        rate = self.nbytes / max(self.seconds, 1e-9) / 1e6
+        resumed = f", {self.n_resumed_chunks} of them resumed" if self.n_resumed_chunks else ""
+        processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
+        return (
+            f"{self.path}\n"
+            f"  {self.dtype} {self.shape}: {self.nbytes / 1e6:.1f} MB in "
+            f"{self.file_bytes / 1e6:.1f} MB, ratio {self.ratio:.2f}\n"
+            f"  {self.n_chunks} chunks {self.layout.chunks} of blocks {self.layout.blocks}, "
+            f"{self.codec}{resumed}\n"
+            f"  {self.seconds:.2f} s, {rate:.0f} MB/s, {processes}"
+        )

@@ -1,0 +1,251 @@
+"""WriteJob: one write as every process that takes part in it sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from mlarray_xr.errors import SourceError
+from mlarray_xr.storage.assembly import FrameWriter
+from mlarray_xr.storage.encode import encode_part
+from mlarray_xr.storage.publication import published
+from mlarray_xr.storage.read_pool import available_threads
+from mlarray_xr.storage.segments import find_segments, write_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+
+    from mlarray_xr.planning.grid import Box
+    from mlarray_xr.planning.write_plan import Parts
+    from mlarray_xr.storage.encode import EncodedChunk, FramePlan
+    from mlarray_xr.storage.segments import Segment
+    from mlarray_xr.storage.staging import Staging
+
+__all__ = [
+    "Finished",
+    "PartRecord",
+    "Progress",
+    "Sliceable",
+    "WriteJob",
+    "identity_of",
+    "run_ordered",
+]
+
+Result = TypeVar("Result")
+
+
+class Progress(Protocol):
+    """What is told how far a write is."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take the number of chunks that are done, and of all chunks."""
+
+
+class Sliceable(Protocol):
+    """An array, in memory or not, of which boxes can be taken by several threads."""
+
+    def __getitem__(self, key: tuple[Any, ...]) -> Any:
+        """Return the elements of a box."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRecord:
+    """What a task that wrote a part says of it."""
+
+    part: int
+    """Number of the part."""
+    process: str
+    """Host and number of the process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What publishing a file says of it."""
+
+    file_bytes: int
+    """Bytes of the file."""
+    seconds: float
+    """Wall time of joining, checking and publishing."""
+    workers: int
+    """Processes that encoded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteJob:
+    """One write: what is written where, in which parts. Picklable; sent to every worker.
+
+    Tasks may run twice, late, or after the write has ended; none of that does harm.
+    """
+
+    staging: Staging
+    """The folder for segments, and the target."""
+    plan: FramePlan
+    """What decides the bytes of the chunks."""
+    parts: Parts
+    """How the array is cut."""
+    metadata: bytes
+    """The encoded metadata entry."""
+    overwrite: bool
+    """Whether an existing target is replaced."""
+    before: tuple[int, ...] | None
+    """Identity of what had the target's name when the write began."""
+
+    def segments_found(self, *, check: bool) -> dict[int, Segment]:
+        """Return the good segments on disk by part; `check` compares their checksums."""
+        numbers = {i: self.plan.numbers_in(box) for i, box in enumerate(self.parts.boxes())}
+        return find_segments(self.staging, self.plan, numbers=numbers, check=check)
+
+    def write_part(self, values: NDArray[Any], box: Box, *, part: int) -> PartRecord:
+        """Encode a part and leave it as a segment.
+
+        Raises
+        ------
+        SourceError
+            When the write was given up meanwhile.
+        """
+        record = PartRecord(part=part, process=f"{socket.gethostname()}:{os.getpid()}")
+        if self._is_going_on():
+            chunks = encode_part(values, box, self.plan)
+            write_segment(chunks, staging=self.staging, plan=self.plan, part=part)
+        return record
+
+    def finish(self, records: list[PartRecord]) -> Finished:
+        """Join all segments into the file, publish it, and remove the staging folder.
+
+        Raises
+        ------
+        SourceError
+            When the write was given up meanwhile.
+        ValueError
+            When parts are missing.
+        """
+        begin = time.perf_counter()
+        if self._is_going_on():
+            found = self.segments_found(check=False)
+            missing = sorted(set(range(len(self.parts))) - found.keys())
+            if missing:
+                msg = f"{self.staging.folder}: {len(missing)} parts missing, first {missing[0]}"
+                raise ValueError(msg)
+            with self._publishing() as writer:
+                writer.adopt([found[part] for part in range(len(self.parts))])
+                writer.finish()
+            self.staging.remove()
+        return Finished(
+            file_bytes=os.path.getsize(self.staging.target),
+            seconds=time.perf_counter() - begin,
+            workers=len({record.process for record in records}),
+        )
+
+    def write_directly(self, values: Sliceable, progress: Progress | None) -> Finished:
+        """Encode an array in the threads of this process straight into the new file."""
+        with self._publishing() as writer:
+            n_done = 0
+            encoded = run_ordered(
+                [partial(self._encode, values, box) for box in self.parts.boxes()]
+            )
+            for chunks in encoded:
+                writer.append(chunks)
+                n_done += len(chunks)
+                if progress is not None:
+                    progress(n_done, self.plan.n_chunks)
+            begin = time.perf_counter()
+            writer.finish()
+        self.staging.remove()
+        return Finished(
+            file_bytes=os.path.getsize(self.staging.target),
+            seconds=time.perf_counter() - begin,
+            workers=1,
+        )
+
+    def write_segments(
+        self, values: Sliceable, missing: Sequence[int], progress: Progress | None
+    ) -> Finished:
+        """Leave the missing parts as segments, by the threads of this process, and finish."""
+        boxes = self.parts.boxes()
+        n_done = self.plan.n_chunks - sum(len(self.plan.numbers_in(boxes[i])) for i in missing)
+        tasks = [partial(self._write, values, boxes[part], part) for part in missing]
+        records = []
+        for record in run_ordered(tasks):
+            records.append(record)
+            n_done += len(self.plan.numbers_in(boxes[record.part]))
+            if progress is not None:
+                progress(n_done, self.plan.n_chunks)
+        return self.finish(records)
+
+    def _encode(self, values: Sliceable, box: Box) -> list[EncodedChunk]:
+        """Encode one part of an array."""
+        return list(encode_part(_part_of(values, box), box, self.plan))
+
+    def _write(self, values: Sliceable, box: Box, part: int) -> PartRecord:
+        """Leave one part of an array as a segment."""
+        return self.write_part(_part_of(values, box), box, part=part)
+
+    @contextlib.contextmanager
+    def _publishing(self) -> Iterator[FrameWriter]:
+        """Open a writer of the new file, which has the target's name when the block ends well."""
+        target, folder = self.staging.target, self.staging.folder
+        with published(target, overwrite=self.overwrite, temporary_folder=folder) as file:
+            yield FrameWriter(file, plan=self.plan, metadata=self.metadata, n_parts=len(self.parts))
+
+    def _is_going_on(self) -> bool:
+        """Tell whether the write has not ended; tasks run late when a worker with results dies.
+
+        Raises
+        ------
+        SourceError
+            When it has ended without a file.
+        """
+        try:
+            self.staging.check()
+        except SourceError:
+            if identity_of(self.staging.target) in (None, self.before):
+                raise
+            return False
+        return True
+
+
+def identity_of(path: str) -> tuple[int, ...] | None:
+    """Return what changes when another file gets this name; None when none has it."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def run_ordered(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """Run tasks in threads and yield results in order, keeping one more than threads under way.
+
+    No thread idles while a result is used, and no more than that many results wait.
+    """
+    threads = available_threads()
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(task))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _part_of(values: Sliceable, box: Box) -> NDArray[Any]:
+    """Read one part of an array; the ellipsis keeps a 0-d array, and its byte order."""
+    key: tuple[Any, ...] = tuple(slice(start, stop) for start, stop in box)
+    return np.asarray(values[key or (...,)])

@@ -1,0 +1,191 @@
+"""Segments: the immutable, checksummed file that each write task leaves.
+
+::
+
+    chunk, chunk, ...   the stored chunks of one part, one after another
+    zeros               up to a multiple of 4096 bytes, so that whole pages can be shared
+    entries             one record per chunk (`FramePlan.entry_dtype`)
+    footer              magic, write id, part number, lengths, checksum of entries and footer
+
+A segment gets its name when it is complete. Names are unique to the attempt, so tasks that run
+twice cannot collide; whichever is found first is used, and they hold the same bytes anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import uuid
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from mlarray_xr.storage.encode import EncodedChunk, FramePlan
+    from mlarray_xr.storage.staging import Staging
+
+__all__ = ["PAGE_BYTES", "Segment", "find_segments", "parts_on_disk", "write_segment"]
+
+PAGE_BYTES = 4096
+_SUFFIX = ".seg"
+_MAGIC = b"MLASEG01"
+_FOOTER = struct.Struct("<8s16sQQII")  # magic, write id, part, payload bytes, entries, crc32
+_CHECK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Segment:
+    """One complete segment on disk."""
+
+    path: str
+    """Absolute path."""
+    part: int
+    """Number of the part."""
+    payload_bytes: int
+    """Bytes of the stored chunks, which begin at the file's first byte."""
+    entries: NDArray[Any]
+    """Records of the chunks; offsets count from the file's first byte."""
+
+
+def write_segment(
+    chunks: Iterable[EncodedChunk], *, staging: Staging, plan: FramePlan, part: int
+) -> Segment:
+    """Write the chunks of one part to a new segment; no more than one of them is in memory.
+
+    Parameters
+    ----------
+    chunks
+        In the order of the part.
+    staging
+        Where, and of which write.
+    plan
+        What is written.
+    part
+        Number of the part.
+
+    Raises
+    ------
+    OSError
+        When the disk is full, or the folder is gone; nothing is left then.
+    """
+    name = f"{part:010d}.{uuid.uuid4().hex}"
+    temporary, path = staging.path(f"{name}.tmp"), staging.path(name + _SUFFIX)
+    entries: list[NDArray[Any]] = []
+    position = 0
+    try:
+        with open(temporary, "xb") as file:
+            for chunk in chunks:
+                entry = chunk.entry.copy()
+                entry["offset"] = position
+                position += file.write(chunk.data)
+                entries.append(entry)
+            table = np.array(entries, plan.entry_dtype)
+            file.write(bytes(-position % PAGE_BYTES))
+            file.write(_closing(table, staging.write_id, part=part, payload_bytes=position))
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return Segment(path=path, part=part, payload_bytes=position, entries=table)
+
+
+def find_segments(
+    staging: Staging, plan: FramePlan, *, numbers: dict[int, NDArray[np.int64]], check: bool
+) -> dict[int, Segment]:
+    """Return the first good segment of every part that has one.
+
+    Torn, damaged and foreign files are passed over: their parts count as not written.
+
+    Parameters
+    ----------
+    staging
+        Where to look, and for which write.
+    plan
+        What is written.
+    numbers
+        The chunks of every part by its number.
+    check
+        Whether to compare every chunk with its checksum: of what another process left. What this
+        write left just now needs it not.
+    """
+    found: dict[int, Segment] = {}
+    for name in sorted(os.listdir(staging.folder)):
+        if not name.endswith(_SUFFIX):
+            continue
+        segment = _read_segment(staging.path(name), staging.write_id, plan)
+        if segment is None or segment.part in found or segment.part not in numbers:
+            continue
+        if not np.array_equal(segment.entries["number"], numbers[segment.part]):
+            continue
+        if check and not _is_intact(segment):
+            continue
+        found[segment.part] = segment
+    return found
+
+
+def parts_on_disk(staging: Staging) -> set[int]:
+    """Return the numbers of the parts that have a segment, by the names of files alone."""
+    with contextlib.suppress(FileNotFoundError):
+        names = [name for name in os.listdir(staging.folder) if name.endswith(_SUFFIX)]
+        return {int(number) for name in names if (number := name.partition(".")[0]).isdecimal()}
+    return set()
+
+
+def _closing(table: NDArray[Any], write_id: str, *, part: int, payload_bytes: int) -> bytes:
+    """Return entries and footer."""
+    body = table.tobytes()
+    head = (_MAGIC, bytes.fromhex(write_id), part, payload_bytes, len(table))
+    crc = zlib.crc32(_FOOTER.pack(*head, 0), zlib.crc32(body))
+    return body + _FOOTER.pack(*head, crc)
+
+
+def _read_segment(path: str, write_id: str, plan: FramePlan) -> Segment | None:
+    """Read the records of a segment; None when it is not a whole one of this write."""
+    itemsize = plan.entry_dtype.itemsize
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _FOOTER.size))
+            footer = file.read(_FOOTER.size)
+            if len(footer) < _FOOTER.size:
+                return None
+            magic, owner, part, payload_bytes, count, _ = _FOOTER.unpack(footer)
+            start = payload_bytes + -payload_bytes % PAGE_BYTES
+            is_whole = size == start + count * itemsize + _FOOTER.size
+            if (magic, owner) != (_MAGIC, bytes.fromhex(write_id)) or not is_whole:
+                return None
+            file.seek(start)
+            table = np.frombuffer(file.read(count * itemsize), plan.entry_dtype)
+    except OSError:
+        return None
+    if _closing(table, write_id, part=part, payload_bytes=payload_bytes)[-len(footer) :] != footer:
+        return None
+    return Segment(path=path, part=part, payload_bytes=payload_bytes, entries=table)
+
+
+def _is_intact(segment: Segment) -> bool:
+    """Compare every stored chunk of a segment with its checksum."""
+    with open(segment.path, "rb") as file:
+        for entry in segment.entries:
+            if not entry["special"] and _checksum(file, int(entry["length"])) != entry["crc32"]:
+                return False
+    return True
+
+
+def _checksum(file: Any, length: int) -> int:
+    """Return the crc32 of the next bytes of a file."""
+    crc = 0
+    while length:
+        piece = file.read(min(length, _CHECK_BYTES))
+        if not piece:
+            return -1
+        crc, length = zlib.crc32(piece, crc), length - len(piece)
+    return crc
