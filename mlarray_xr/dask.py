@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlarray_xr.array import MlaArray
+from mlarray_xr.errors import SourceError
 from mlarray_xr.planning.grid import plan_part
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor, Future
 
     import dask.array as da
     from distributed import Client
 
 __all__ = ["from_mla"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _HERE = "127.0.0.1:0"
 
@@ -117,8 +124,19 @@ def from_address(array: Any, *, chunks: tuple[tuple[int, ...], ...]) -> da.Array
 
 
 def has_client() -> bool:
-    """Tell whether a compute here would run on a distributed cluster, without importing Dask."""
-    return "distributed" in sys.modules and scheduler_client() is not None
+    """Tell whether work should go to a distributed cluster, without importing Dask.
+
+    Inside a task of one it should not: the task is the share of its worker.
+    """
+    if "distributed" not in sys.modules or scheduler_client() is None:
+        return False
+    from distributed import get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -149,6 +167,111 @@ def embedded_cluster() -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextlib.contextmanager
+def local_cluster(n_workers: int) -> Iterator[Client]:
+    """Run a distributed cluster of single-threaded processes on this machine.
+
+    While it runs it is the scheduler of every compute. Nothing listens beyond this machine, and
+    nothing is logged but what is critical. The processes end with the block, and with the process
+    that started them, however that ends.
+
+    Parameters
+    ----------
+    n_workers
+        Number of processes.
+    """
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            # None would listen on the default port on all interfaces, and warn when it is taken.
+            dashboard_address=_HERE,
+            worker_dashboard_address=_HERE,
+            # Mapped files count as a worker's memory, and it would be paused or killed for them.
+            # What it really needs is bounded by the parts under way.
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """Make the cluster at an address the scheduler of every compute while the block runs.
+
+    Parameters
+    ----------
+    address
+        Of its scheduler, such as ``"tcp://10.0.0.1:8786"``.
+
+    Raises
+    ------
+    SourceError
+        When nothing answers there.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address)
+    except (OSError, ValueError) as error:
+        msg = f"{address}: no Dask scheduler answers there: {error}. To fix: start one, or wait"
+        raise SourceError(msg) from error
+    with client:
+        yield client
+
+
+def run_tasks(
+    function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int | None = None
+) -> Iterator[tuple[int, Future[Result]]]:
+    """Call a function for each item, on the cluster of the active client or in threads here.
+
+    Parameters
+    ----------
+    function
+        Picklable, as the items are. May run twice for an item when a worker dies.
+    items
+        What it is called with.
+    jobs
+        Calls under way at the same time; None keeps every thread busy.
+
+    Yields
+    ------
+    number, future
+        Of each item, as they finish. What has not begun is cancelled when the iterator is closed.
+    """
+    executor, most = _executor(jobs)
+    remaining, numbers = enumerate(items), {}
+    try:
+        while True:
+            while len(numbers) < most and (following := next(remaining, None)) is not None:
+                numbers[executor.submit(function, following[1])] = following[0]
+            if not numbers:
+                return
+            for future in wait(numbers, return_when=FIRST_COMPLETED).done:
+                yield numbers.pop(future), future
+    finally:
+        for future in numbers:
+            future.cancel()
+        # Of a cluster the shutdown would wait for tasks that nobody needs.
+        executor.shutdown(wait=isinstance(executor, ThreadPoolExecutor))
+
+
+def _executor(jobs: int | None) -> tuple[Executor, int]:
+    """Return where tasks run, and how many are submitted at the same time."""
+    if has_client():
+        client = scheduler_client()
+        # One waits for each that runs, so that no worker idles while a result is looked at.
+        most = jobs or 2 * max(1, sum(client.nthreads().values()))
+        return client.get_executor(pure=False), most
+    most = jobs or available_threads()
+    return ThreadPoolExecutor(most), most
 
 
 def scheduler_client() -> Any:

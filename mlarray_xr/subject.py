@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +62,8 @@ class Subject:
     def token(self) -> str:
         """Return what changes when the values do, so that only work on the same ones is resumed.
 
-        The name of a Dask array, the identity of a file, or a digest of an array in memory.
+        The name of a Dask array, the identity of a file, or a digest of an array in memory, which
+        a mapped one counts as: what it maps may change without a trace.
 
         Raises
         ------
@@ -73,10 +73,6 @@ class Subject:
         values = self.values
         if self.is_dask:
             return str(values.name)
-        if isinstance(values, np.memmap) and isinstance(values.filename, str | os.PathLike):
-            found = os.stat(values.filename)
-            identity = (found.st_size, found.st_mtime_ns, found.st_ino, values.offset)
-            return repr((os.fspath(values.filename), *identity, values.strides))
         if isinstance(values, np.ndarray):
             return _digest(values)
         if self.has_address:

@@ -29,9 +29,18 @@ from mlarray_xr.errors import (
     MissingDependencyError,
     MlaError,
     MlaWarning,
+    SourceChanged,
 )
-from mlarray_xr.foreign.nifti import mla_to_nifti, nifti_to_mla, open_nifti
+from mlarray_xr.foreign import packed
+from mlarray_xr.foreign.nifti import (
+    mla_to_nifti,
+    nifti_to_mla,
+    open_image,
+    open_nifti,
+    write_image,
+)
 from mlarray_xr.foreign.nifti_header import NiftiHeader
+from mlarray_xr.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,6 +216,48 @@ def test_the_reference_package_reads_it(case: Any, tmp_path: Path) -> None:
     nifti_to_mla(tmp_path / "a.nii", tmp_path / "b.mla")
     reference = mlarray.MLArray(tmp_path / "b.mla")
     np.testing.assert_array_equal(np.asarray(reference[...]), stored(tmp_path / "a.nii")[0])
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_images_are_read_and_written_box_by_box(case: Any, suffix: str, tmp_path: Path) -> None:
+    source, scratch = tmp_path / f"a{suffix}", tmp_path / "scratch"
+    scratch.mkdir()
+    nib.save(case, source)
+    expected, _ = stored(source)
+    with mock.patch.object(packed, "_IN_MEMORY_BYTES", 0):
+        opened = open_image(str(source), scratch_dir=str(scratch), dataset=None)
+    assert bool(os.listdir(scratch)) is (suffix == ".nii.gz")
+    box = tuple(slice(n // 2, n) for n in expected.shape)
+    np.testing.assert_array_equal(opened.values[box], expected[box])
+    assert opened.values.dtype == expected.dtype
+    to_mla(opened.values, tmp_path / "b.mla", metadata=opened.metadata)
+    write_image(MlaArray(tmp_path / "b.mla"), str(tmp_path / f"c{suffix}"), mode="w-")
+    assert unpacked(tmp_path / f"c{suffix}") == unpacked(source)
+
+
+def test_a_nifti_file_holds_one_array(tmp_path: Path) -> None:
+    nib.save(image(), tmp_path / "a.nii")
+    with pytest.raises(ConversionError, match=r"dataset='b'.*leave it out"):
+        open_image(str(tmp_path / "a.nii"), scratch_dir=None, dataset="b")
+
+
+def test_voxels_of_a_replaced_file_are_not_read(tmp_path: Path) -> None:
+    nib.save(image(), tmp_path / "a.nii")
+    opened = open_image(str(tmp_path / "a.nii"), scratch_dir=None, dataset=None)
+    nib.save(image(dtype="<u2"), tmp_path / "a.nii")
+    with pytest.raises(SourceChanged):
+        opened.values[tuple(slice(0, n) for n in SHAPE)]
+
+
+def test_long_axes_of_nothing_get_no_positions(tmp_path: Path) -> None:
+    nib.save(image((2, 3, 4, 5), kind=nib.Nifti2Image), tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<5q", data, 16, 4, 0, 1, 1, 2**50)
+    struct.pack_into("<d", data, 104 + 4 * 8, 2.5)
+    (tmp_path / "a.nii").write_bytes(data)
+    opened = open_image(str(tmp_path / "a.nii"), scratch_dir=None, dataset=None)
+    assert opened.values.shape == (0, 1, 1, 2**50)
+    assert not Record.of(opened.metadata, shape=opened.values.shape).coords
 
 
 @pytest.mark.parametrize("path", NIBABEL_FILES, ids=lambda path: path.name)

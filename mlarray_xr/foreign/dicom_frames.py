@@ -164,11 +164,11 @@ class _Lookup:
     def scaling(self) -> tuple[float, float] | None:
         """Return slope and intercept."""
         sequence = "PixelValueTransformationSequence"
-        slope = self.numbers(sequence, "RescaleSlope", 1)
-        intercept = self.numbers(sequence, "RescaleIntercept", 1)
+        slope = _alone(self.numbers(sequence, "RescaleSlope", 1))
+        intercept = _alone(self.numbers(sequence, "RescaleIntercept", 1))
         if slope is None and intercept is None:
             return None
-        return (slope or (1.0,))[0], (intercept or (0.0,))[0]
+        return 1.0 if slope is None else slope, intercept or 0.0
 
     def kind(self) -> tuple[str, ...]:
         """Return image type and echo time."""
@@ -185,24 +185,27 @@ class _Lookup:
         )
         if not moment and is_alone and header.get("AcquisitionTime"):
             moment = f"{header.get('AcquisitionDate') or ''}{header.get('AcquisitionTime')}"
-        temporal = self.numbers(content, "TemporalPositionIndex", 1)
+        temporal = _alone(self.numbers(content, "TemporalPositionIndex", 1))
         if temporal is None:
-            temporal = numbers_of(header, "TemporalPositionIdentifier", 1)
-        numbers: dict[str, tuple[float, ...] | None] = {
+            temporal = _alone(numbers_of(header, "TemporalPositionIdentifier", 1))
+        values: dict[str, float | str | None] = {
             "temporal position": temporal,
-            "trigger time": numbers_of(header, "TriggerTime", 1),
-            "instance number": numbers_of(header, "InstanceNumber", 1),
-            "frame": (float(index),),
+            "trigger time": _alone(numbers_of(header, "TriggerTime", 1)),
+            "acquisition time": str(moment) if moment else None,
+            "instance number": _alone(numbers_of(header, "InstanceNumber", 1)),
+            "frame": float(index),
         }
-        found: dict[str, float | str] = {
-            key: value[0] for key, value in numbers.items() if value is not None
-        }
-        return found | ({"acquisition time": str(moment)} if moment else {})
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def _alone(numbers: tuple[float, ...] | None) -> float | None:
+    """Return the only number of an element."""
+    return None if numbers is None else numbers[0]
 
 
 def _first(header: Any, sequence: str) -> Any:
     """Return the first item of a sequence, or None."""
-    items = header.get(sequence) or ()
+    items: Any = header.get(sequence) or ()
     return items[0] if len(items) else None
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mlarray_xr.errors import ConversionError, SourceChanged
 from mlarray_xr.foreign.dicom_geometry import Stack, plan_stack
 from mlarray_xr.foreign.dicom_header import DicomFile, read_header
+from mlarray_xr.foreign.raw import local_source
 from mlarray_xr.foreign.reopened import digest_of
-from mlarray_xr.storage.source import LocalSource, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,9 +99,9 @@ def _files(path: str) -> list[DicomFile]:
             )
     else:
         paths = [path]
-    sources = [source for source in map(source_of, paths) if isinstance(source, LocalSource)]
-    found = [file for file in map(read_header, sources) if file is not None]
-    n_ignored = len(sources) - len(found)
+    headers = [read_header(local_source(each)) for each in paths]
+    found = [file for file in headers if file is not None]
+    n_ignored = len(headers) - len(found)
     if not found:
         raise ConversionError(
             f"{path}: no DICOM image is there; {n_ignored} files are no DICOM files or have no "

@@ -269,11 +269,11 @@ def _nifreeze_coords(file: Any, found: Any) -> dict[str, xr.Variable]:
     """Return the gradient table of a diffusion series, or the frame times of a PET series."""
     if found.ndim != 4:
         return {}
-    n, coords, members = found.shape[3], {}, file["/0"].id.links
-    if members.exists(b"gradients"):
+    n, coords, group = found.shape[3], {}, file["/0"]
+    if group.id.links.exists(b"gradients"):
         columns = _nifreeze_numbers(file, "gradients", (n, 4)).T
         coords = dict(zip(_GRADIENT_COLUMNS, columns, strict=True))
-    if members.exists(b"midframe"):
+    if group.id.links.exists(b"midframe"):
         coords["time"] = _nifreeze_numbers(file, "midframe", (n,))
     units = {"time": {"units": "s"}}
     return {name: xr.Variable("time", v, units.get(name)) for name, v in coords.items()}

@@ -157,11 +157,10 @@ def resolved(file: Any, parts: Sequence[str]) -> str:
     pending, at, n_hops = list(parts), "", 0
     while pending:
         name, parent = pending.pop(0), file[at or "/"]
-        try:
-            members = parent.id.links
-            kind = members.get_info(name.encode()).type
-        except (AttributeError, KeyError):
-            raise ConversionError(f"the file holds no {at}/{name}") from None
+        if not isinstance(parent, h5py.Group) or not parent.id.links.exists(name.encode()):
+            raise ConversionError(f"the file holds no {at}/{name}")
+        members = parent.id.links
+        kind = members.get_info(name.encode()).type
         if kind == h5py.h5l.TYPE_SOFT and n_hops < _MOST_HOPS:
             target, n_hops = members.get_val(name.encode()).decode(), n_hops + 1
             at = "" if target.startswith("/") else at

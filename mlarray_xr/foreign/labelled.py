@@ -155,7 +155,7 @@ def decoded_coordinate(
 
     Calendars of other worlds, of which NumPy knows nothing, stay numbers with their attributes.
     """
-    raw = xr.Variable(dims, values, dict(attrs))
+    raw = xr.Variable(dims, values, {key: _plain(value) for key, value in attrs.items()})
     try:
         with warnings.catch_warnings():
             # xarray warns of what it cannot decode, which then stays as it is.

@@ -186,7 +186,7 @@ def level_metadata(
 
 
 def multiscales_of(
-    *, dims: Sequence[str], geometry: Geometry, coords: Mapping[str, Any], path: str
+    *, dims: Sequence[str], geometry: Geometry, coords: Mapping[Any, Any], path: str
 ) -> dict[str, Any] | None:
     """Return the attributes of version 0.5 for an image of one level; None where it has no such.
 
@@ -233,7 +233,7 @@ def multiscales_of(
         known = {"name": dim, "type": kind, "unit": name}
         axes.append({key: value for key, value in known.items() if value is not None})
         scale.append(float(step))
-        translation.append(float(start))
+        translation.append(start + 0.0)  # no -0.0
     changes: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
     if any(translation):
         changes.append({"type": "translation", "translation": translation})

@@ -38,7 +38,7 @@ _MANY_FILES = re.compile(r"LIST\b|SKIPLIST\b|.*%\d*[du]\s")
 
 
 def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> ForeignImage:
-    """Open a NRRD file as voxels that are read box by box.
+    r"""Open a NRRD file as voxels that are read box by box.
 
     The axes are those of the file in reverse, so that nothing is reordered: NRRD lists the axis
     whose neighbours lie together first, arrays have it last. A volume of 3D Slicer with axes
@@ -69,7 +69,7 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
 
     Examples
     --------
-    >>> header = b"NRRD0004\\ntype: uint8\\ndimension: 2\\nsizes: 3 2\\nencoding: raw\\n\\n"
+    >>> header = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 3 2\nencoding: raw\n\n"
     >>> with open("six.nrrd", "wb") as file:
     ...     _ = file.write(header + bytes(range(6)))
     >>> image = open_image("six.nrrd", scratch_dir=None, dataset=None)

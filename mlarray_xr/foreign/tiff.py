@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from mlarray_xr.foreign.image import ForeignImage
+from mlarray_xr.foreign.raw import local_source
 from mlarray_xr.foreign.tiff_file import TiffArray, read_image
 from mlarray_xr.foreign.tiff_folder import read_stack
-from mlarray_xr.storage.source import LocalSource, source_of
 
 __all__ = ["open_image"]
 
@@ -69,8 +69,6 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
     if os.path.isdir(whole):
         values, metadata = read_stack(whole, dataset)
         return ForeignImage(values=values, metadata=metadata)
-    source = source_of(whole)
-    if not isinstance(source, LocalSource):
-        raise TypeError(f"{path!r} is no path")
+    source = local_source(whole)
     image = read_image(source, dataset)
     return ForeignImage(values=TiffArray.of(image, source), metadata=image.metadata)

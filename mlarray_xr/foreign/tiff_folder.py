@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlarray_xr.errors import ConversionError, SourceChanged
+from mlarray_xr.foreign.raw import local_source
 from mlarray_xr.foreign.reopened import Reopened, digest_of
 from mlarray_xr.foreign.tiff_file import TiffArray, TiffImage, read_image
 from mlarray_xr.foreign.tiff_metadata import Calibration, describe
 from mlarray_xr.planning.grid import check_box
-from mlarray_xr.storage.source import LocalSource, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.storage.source import LocalSource
 
 __all__ = ["TIFF_SUFFIXES", "TiffFolder", "find_stacks", "read_stack"]
 
@@ -183,8 +184,7 @@ def _in_order(numbered: list[tuple[int, str]]) -> list[str]:
 
 def _sources(path: str, names: Sequence[str]) -> tuple[LocalSource, ...]:
     """Pin files of a folder."""
-    found = [source_of(os.path.join(path, name)) for name in names]
-    return tuple(source for source in found if isinstance(source, LocalSource))
+    return tuple(local_source(os.path.join(path, name)) for name in names)
 
 
 def _listed_again(path: str, pattern: str, digest: str) -> tuple[LocalSource, ...]:

@@ -218,7 +218,7 @@ def _write_labels(array: MlaArray, labelled: xr.DataArray, folder: str) -> None:
     ome = multiscales_of(
         dims=axes.dims,
         geometry=stored_geometry(array.metadata, axes),
-        coords=dict(coords.coords),
+        coords=coords.coords,
         path=str(labelled.name),
     )
     group = zarr.open_group(folder, mode="r+", use_consolidated=False)

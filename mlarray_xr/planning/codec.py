@@ -39,8 +39,7 @@ _REASONS = {
     **dict.fromkeys(("zfp", "zfp_acc", "zfp_prec", "zfp_rate"), _ZFP),
     **dict.fromkeys(("grok", "htj2k", "j2k", "openhtj2k", "openzl"), _PLUGIN),
     **dict.fromkeys(("trunc", "trunc_prec"), "say how many bits are kept: '...-truncN'"),
-    "bytedelta": "it stores the item size in the file and is dropped for bytes; it gained 6 % of "
-    "size at most on scans",
+    "bytedelta": "Blosc2 replaces its parameter and drops it for bytes; it gained 6 % on scans",
     "int_trunc": "it loses bits of integers",
     "ndlz": "it encodes 2-D bytes only",
 }
@@ -133,9 +132,9 @@ class Codec:
         True
         """
         name, *rest = text.split("-")
-        refused = next((part for part in (name, *rest) if part.lower() in _REASONS), None)
-        if refused is not None:
-            raise LayoutError(f"codec {text!r}: {refused!r} is refused: {_REASONS[refused.lower()]}")
+        for part in (name, *rest):
+            if part.lower() in _REASONS:
+                raise LayoutError(f"codec {text!r}: {part!r} is refused: {_REASONS[part.lower()]}")
         kept = _TRUNCATION.fullmatch(rest[2]) if len(rest) == 3 else None
         if len(rest) not in (1, 2, 3) or rest[0] not in _LEVELS or (len(rest) == 3 and not kept):
             raise LayoutError(
