@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Box", "Volume", "Workplace", "make_values", "random_boxes"]
 
 Box = tuple[tuple[int, int], ...]
-TypeName = Literal["int16", "float32"]
+TypeName = Literal["int16", "float32", "uint8"]
 
 _SEED = 20_240_229
 _PEAK = 700.0
@@ -68,9 +68,12 @@ def make_values(shape: tuple[int, ...], type_name: TypeName) -> NDArray[Any]:
     """Return smooth tissue in an ellipsoid, dark air around it, and noise everywhere.
 
     The int16 values use about 10 bits; float32 is the same scan scaled to mean 0 and deviation 1,
-    as training pipelines store it. The same arguments give the same values everywhere.
+    as training pipelines store it; uint8 are labels, compact regions of a few classes. The same
+    arguments give the same values everywhere.
     """
     rng = np.random.default_rng(_SEED)
+    if type_name == "uint8":
+        return _labels(rng, shape)
     values = np.zeros(shape, np.float32)
     for grid, weight in ((3, 0.35), (9, 0.25)):
         values += np.float32(weight) * _smooth(rng, shape, grid)
@@ -94,6 +97,14 @@ def random_boxes(shape: tuple[int, ...], *, edge: int, count: int, seed: int) ->
     rng = np.random.default_rng([_SEED, edge, seed])
     starts = [rng.integers(0, n - edge, endpoint=True, size=count).tolist() for n in shape]
     return [tuple((s, s + edge) for s in corner) for corner in zip(*starts, strict=True)]
+
+
+def _labels(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return background and five classes with smooth borders."""
+    coarse = _smooth(rng, shape, 7) + np.float32(0.4) * _smooth(rng, shape, 17)
+    classes = np.digitize(coarse, np.quantile(coarse[::8, ::8, ::8], (0.55, 0.7, 0.8, 0.9, 0.96)))
+    classes *= _inside(shape)
+    return classes.astype(np.uint8)
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], grid: int) -> NDArray[np.float32]:

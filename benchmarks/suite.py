@@ -6,7 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import dask_reads, decode_rate, opening, patches, writing
+from benchmarks import (
+    cluster_writing,
+    dask_reads,
+    decode_rate,
+    encode_rate,
+    opening,
+    patches,
+    writing,
+)
 from benchmarks.data import Workplace
 
 if TYPE_CHECKING:
@@ -23,6 +31,8 @@ BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
     "opening": opening.run,
     "decode-rate": decode_rate.run,
     "writing": writing.run,
+    "cluster-writing": cluster_writing.run,
+    "encode-rate": encode_rate.run,
 }
 
 

@@ -14,7 +14,7 @@ from mlarray_xr.planning.grid import plan_part
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from concurrent.futures import Executor, Future
 
     import dask.array as da
@@ -229,7 +229,7 @@ def connected(address: str) -> Iterator[Client]:
 
 def run_tasks(
     function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int | None = None
-) -> Iterator[tuple[int, Future[Result]]]:
+) -> Generator[tuple[int, Future[Result]]]:
     """Call a function for each item, on the cluster of the active client or in threads here.
 
     Parameters

@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from mlarray_xr.errors import FormatError
 from mlarray_xr.format.integrity import chunk_place
 from mlarray_xr.storage.frame_file import open_frame, read_index, read_integrity
 from mlarray_xr.storage.inspection import Inspection
+from mlarray_xr.storage.mapped import MappedReader
 from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.source import BytesSource, source_of
 
@@ -282,8 +285,9 @@ def _inspected(
 ) -> VerifyReport:
     """Check everything, from the outside to the chunks."""
     damage: list[str] = []
+    has_metadata, integrity = True, None
     try:
-        open_frame(source)
+        has_metadata = open_frame(source).has_metadata
     except FormatError as error:
         damage.append(_reason(source, error))
     try:
@@ -291,15 +295,17 @@ def _inspected(
     except FormatError as error:
         reasons = dict.fromkeys([*damage, _reason(source, error)])
         return VerifyReport(path=source.name, state="damaged", reasons=tuple(reasons))
-    integrity = None
     try:
         integrity = read_integrity(source)
     except FormatError as error:
         damage.append(_reason(source, error))
     inspection = Inspection(source, header, offsets, integrity, decode=decode)
     inspection.run(threads=threads)
-    if integrity is not None and not inspection.is_edited:
-        damage += integrity.differences(header)
+    if integrity is not None:
+        damage += () if inspection.is_edited else integrity.differences(header)
+        damage += () if has_metadata else ["the metadata entry is gone"]
+    if not damage and not inspection.counts["damaged"]:
+        damage += _refusals(source, header)
     counts = inspection.counts
     doubts = () if damage else tuple(_doubts(header, integrity, inspection))
     is_damaged = bool(damage or counts["damaged"])
@@ -320,6 +326,20 @@ def _inspected(
 def _reason(source: LocalSource | BytesSource, error: FormatError) -> str:
     """Return what an error says, without the path that the report shows anyway."""
     return str(error).removeprefix(f"{source.name}: ")
+
+
+def _refusals(source: LocalSource | BytesSource, header: FrameHeader) -> Iterator[str]:
+    """Say why the reader refuses a file in which no damage was found; nothing where it does not.
+
+    C-Blosc2 looks at fields that nothing depends on, such as the codec of chunks to come.
+    """
+    if not header.n_chunks:
+        return
+    box = tuple((0, 1) for _ in header.shape)
+    try:
+        MappedReader(source).read(box, np.empty((1,) * len(box), header.dtype), threads=1)
+    except FormatError as error:
+        yield _reason(source, error)
 
 
 def _doubts(

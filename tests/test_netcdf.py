@@ -75,7 +75,7 @@ def raw(tmp_path: Path) -> Path:
 @given(data=st.data())
 def test_values_come_back_in_every_format_and_box(data: st.DataObject, tmp_path: Path) -> None:
     shape = data.draw(shapes(min_dims=1, min_side=1))
-    form = data.draw(st.sampled_from(FORMATS))
+    form: Any = data.draw(st.sampled_from(FORMATS))
     names = ("u1", "<u8", ">i2", ">f8", *CLASSIC) if form == "NETCDF4" else CLASSIC
     dtype = np.dtype(data.draw(st.sampled_from(names)))
     values = values_of(shape, dtype, 3)
@@ -84,7 +84,8 @@ def test_values_come_back_in_every_format_and_box(data: st.DataObject, tmp_path:
             is_open = axis == 0 and data.draw(st.booleans())
             file.createDimension(f"d{axis}", None if is_open else n)
         dims = [f"d{axis}" for axis in range(len(shape))]
-        endian = "big" if dtype.byteorder == ">" else "little"
+        order = "big" if dtype.byteorder == ">" else "little"
+        endian: Any = order if form == "NETCDF4" else "native"
         with mock.patch("warnings.warn"):  # netCDF4 warns that it does what it is told
             file.createVariable("a", dtype, dims, endian=endian)[...] = values
     image = opened(tmp_path / "a.nc")
@@ -211,7 +212,7 @@ def test_names_lead_nowhere_else(name: str, raw: Path) -> None:
 def test_elements_without_a_place_are_refused(tmp_path: Path) -> None:
     with netCDF4.Dataset(tmp_path / "a.nc", "w") as file:
         file.createDimension("x", 3)
-        kinds = {
+        kinds: dict[str, Any] = {
             "text": str,
             "char": "S1",
             "record": file.createCompoundType(np.dtype([("a", "i4")]), "record_t"),

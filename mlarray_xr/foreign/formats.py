@@ -246,13 +246,10 @@ def _folder_format(path: str) -> Format | None:
     if is_zarr_folder(path):
         return format_named("zarr")
     names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    found = [(name, split_name(name)[1]) for name in names]
-    if any(each is not None and each.name == "tiff" for _, each in found):
-        return format_named("tiff")
-    candidates = [
-        name
-        for name, each in found
-        if is_dicom_name(name) and (each is None or each.name == "dicom")
-    ]
-    is_dicom = any(is_dicom_file(os.path.join(path, name)) for name in candidates)
-    return format_named("dicom") if is_dicom else None
+    formats = {name: split_name(name)[1] for name in names}
+    for name, found in formats.items():
+        is_candidate = is_dicom_name(name) and (found is None or found.name == "dicom")
+        if is_candidate and is_dicom_file(os.path.join(path, name)):
+            return format_named("dicom")
+    is_tiff = any(found is not None and found.name == "tiff" for found in formats.values())
+    return format_named("tiff") if is_tiff else None

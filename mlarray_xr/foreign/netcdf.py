@@ -68,7 +68,7 @@ class NetcdfArray:
         try:
             with _opened(self.source.path) as file:
                 return np.asarray(_item(file, self.variable)[key], self.dtype)
-        except (IndexError, OSError, RuntimeError, ValueError) as error:
+        except (IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
             raise ConversionError(
                 f"{self.source.path}: variable {self.variable!r} cannot be read at {key}: {error}. "
                 "It is damaged, or its filter is not installed. To fix: copy the file again"
@@ -126,7 +126,7 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
                 source=source, variable=name, shape=found.shape, dtype=_dtype(found)
             )
             return ForeignImage(values=values, metadata=_metadata(found))
-    except (ConversionError, IndexError, OSError, RuntimeError, ValueError) as error:
+    except (IndexError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise ConversionError(f"{source.path}: {error}") from error
 
 
@@ -190,7 +190,7 @@ def _item(file: Any, name: str) -> Any:
     """Return the variable or group of that name."""
     found = file
     for part in dataset_parts(name):
-        members = {**getattr(found, "groups", {}), **getattr(found, "variables", {})}
+        members = {} if _is_variable(found) else {**found.groups, **found.variables}
         if part not in members:
             raise ConversionError(
                 f"the file holds no {name!r}. To fix: dataset= is one of {sorted(members)[:20]}"
@@ -199,9 +199,16 @@ def _item(file: Any, name: str) -> Any:
     return found
 
 
+def _is_variable(item: Any) -> bool:
+    """Tell variables from groups; both have the attributes that a file gives them."""
+    import netCDF4
+
+    return isinstance(item, netCDF4.Variable)
+
+
 def _dtype(variable: Any) -> np.dtype[Any]:
     """Return the type of the elements; an object type where each has a length of its own."""
-    has_lengths = variable.dtype is str or getattr(variable, "_isvlen", False)
+    has_lengths = variable.dtype is str or variable._isvlen  # noqa: SLF001 - says nothing else
     dtype: np.dtype[Any] = np.dtype(object if has_lengths else variable.dtype)
     return dtype
 
@@ -210,7 +217,7 @@ def _chosen(file: Any, dataset: str | None) -> str:
     """Return the name of the variable that is meant."""
     start = "" if dataset is None else "/".join(dataset_parts(dataset))
     found = _item(file, start)
-    if hasattr(found, "shape"):
+    if _is_variable(found):
         return start
     candidates = {}
     pending = [(start, found)]

@@ -33,7 +33,7 @@ NRRD_SUFFIXES = (".nrrd", ".nhdr")
 _TARGET = ".nrrd"
 _GZIP_LEVEL = 6
 _PIECE_BYTES = 1 << 16
-_MANY_FILES = re.compile(r"LIST\b|SKIPLIST\b|.*%\d*[du]\s")
+_MANY_FILES = re.compile(r"LIST\b|SKIPLIST\b|.*%\d*[du]")
 """Data in several files: a list of names, or a pattern with numbers."""
 
 

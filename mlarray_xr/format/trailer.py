@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from typing import TYPE_CHECKING, Protocol
 
 from mlarray_xr.errors import FormatError
@@ -10,13 +11,17 @@ from mlarray_xr.format.cursor import Cursor
 from mlarray_xr.format.frame import FOOTER_BYTES, MIN_TRAILER_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mlarray_xr.format.frame import FrameHeader
 
 __all__ = [
     "METADATA_NAME",
     "TrailerBytes",
+    "encode_trailer",
     "largest_table",
     "largest_value",
+    "pack_bytes",
     "parse_trailer",
     "trailer_length",
     "unpack_bytes",
@@ -134,6 +139,41 @@ def parse_trailer(
         msg = f"{name}: {len(spans)} metadata entries overlap in a trailer of {len(trailer)} bytes"
         raise FormatError(msg)
     return spans
+
+
+def encode_trailer(entries: Mapping[str, bytes]) -> bytes:
+    """Return the trailer that holds entries, byte for byte as C-Blosc2 writes it.
+
+    Parameters
+    ----------
+    entries
+        The value of each entry, a Blosc2 chunk, by its name of 1 to 31 ASCII characters.
+    """
+    names = [bytes([0xA0 + len(name)]) + name.encode("ascii") for name in entries]
+    map_len = 6 + sum(len(name) + 5 for name in names)
+    offset = 2 + 1 + map_len + 3
+    head = b""
+    for name, value in zip(names, entries.values(), strict=True):
+        head += name + struct.pack(">Bi", 0xD2, offset)
+        offset += _VALUE_HEAD_BYTES + len(value)
+    count = struct.pack(">H", len(names))
+    body = b"".join(struct.pack(">BI", 0xC6, len(value)) + value for value in entries.values())
+    start = b"\x94\x01\x93\xcd" + struct.pack(">H", map_len) + b"\xde" + count + head
+    trailer = start + b"\xdc" + count + body
+    # The fingerprint of type 0: none.
+    return trailer + struct.pack(">BIBB", 0xCE, len(trailer) + FOOTER_BYTES, 0xD8, 0) + bytes(16)
+
+
+def pack_bytes(content: bytes) -> bytes:
+    """Return content as one msgpack byte string, see `unpack_bytes`.
+
+    Examples
+    --------
+    >>> pack_bytes(b"ab")
+    b'\\xc4\\x02ab'
+    """
+    tag, width = next((t, w) for t, w in _BIN_LENGTH_WIDTHS.items() if len(content) < 1 << (8 * w))
+    return bytes([tag]) + len(content).to_bytes(width, "big") + content
 
 
 def unpack_bytes(value: bytes, *, name: str) -> bytes:

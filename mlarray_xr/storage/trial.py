@@ -95,7 +95,8 @@ def choose_codec(
     def read(box: Box) -> NDArray[Any]:
         # The ellipsis keeps a 0-d array an array.
         inside: tuple[Any, ...] = (*(slice(start, stop) for start, stop in box), ...)
-        return values[inside]
+        found: NDArray[Any] = values[inside]
+        return found
 
     return choose_codec_for(
         read, shape=values.shape, dtype=values.dtype, layout=layout, prefer=prefer

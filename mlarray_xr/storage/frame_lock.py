@@ -1,0 +1,127 @@
+"""The lock file by which C-Blosc2 keeps writers of one frame apart, taken as C-Blosc2 takes it.
+
+Handles of python-blosc2 with ``locking=True`` open ``<path>.b2lock``, never look at its name again,
+and hold it for every operation (``frame.c`` of C-Blosc2 3.3): shared for reading, exclusively
+(``flock``) for writing. Bytes 8 to 16 count the exclusive holders, in native byte order: a handle
+that finds another count than its last one reads anew what it remembers of the frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from mlarray_xr.errors import TargetBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["frame_lock"]
+
+_SUFFIX = ".b2lock"
+_COUNT_AT = 8
+_COUNT_BYTES = 8
+_WAIT_SECONDS = 30.0
+_POLL_SECONDS = 0.01
+
+
+@contextlib.contextmanager
+def frame_lock(path: str, *, wait_seconds: float = _WAIT_SECONDS) -> Iterator[None]:
+    """Keep handles of python-blosc2 that use locking out of a frame while the block runs.
+
+    Where the file system has no such locks the block runs all the same. A lock file that was not
+    there before is removed again, unless somebody waits for it: that handle would go on with a lock
+    that later ones do not see.
+
+    Parameters
+    ----------
+    path
+        The frame.
+    wait_seconds
+        How long to wait for others.
+
+    Raises
+    ------
+    TargetBusy
+        When another handle keeps the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where C-Blosc2 locks by other means
+        yield
+        return
+    name = path + _SUFFIX
+    descriptor, is_new = _open(name)
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TargetBusy(_busy(path, name)) from None
+                time.sleep(_POLL_SECONDS)
+                continue
+            except OSError:
+                break  # no locks on this file system
+            if not _is_named(descriptor, name):  # removed and made anew meanwhile
+                os.close(descriptor)
+                descriptor, is_new = _open(name)
+                continue
+            _count(descriptor)
+            break
+        yield
+    finally:
+        if is_new and not _is_wanted(descriptor):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        os.close(descriptor)
+
+
+def _open(name: str) -> tuple[int, bool]:
+    """Open the lock file, and tell whether it was made by this call."""
+    # A link could lead to a file of somebody else, in which the count would be written.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    with contextlib.suppress(FileExistsError):
+        return os.open(name, flags | os.O_EXCL, 0o666), True
+    return os.open(name, flags, 0o666), False
+
+
+def _is_named(descriptor: int, name: str) -> bool:
+    """Tell whether an open file still has its name."""
+    try:
+        found = os.stat(name, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))
+
+
+def _count(descriptor: int) -> None:
+    """Add one to the count of exclusive holders; a new file counts as 0."""
+    import sys
+
+    found = os.pread(descriptor, _COUNT_BYTES, _COUNT_AT)
+    count = int.from_bytes(found, sys.byteorder) if len(found) == _COUNT_BYTES else 0
+    raised = (count + 1) % (1 << (8 * _COUNT_BYTES))
+    os.pwrite(descriptor, raised.to_bytes(_COUNT_BYTES, sys.byteorder), _COUNT_AT)
+
+
+def _is_wanted(descriptor: int) -> bool:
+    """Tell whether somebody waits for the lock, or that cannot be told."""
+    inode = os.fstat(descriptor).st_ino
+    try:
+        with open("/proc/locks", encoding="ascii") as file:
+            waiting = [line.split() for line in file if "->" in line]
+    except OSError:
+        return True
+    return any(field.endswith(f":{inode}") for fields in waiting for field in fields)
+
+
+def _busy(path: str, name: str) -> str:
+    """Return what to say of a lock that is not given up."""
+    return (
+        f"{path}: another program holds the lock {name} (python-blosc2 with locking=True). "
+        "To fix: end its holding_lock() block, or the program"
+    )
