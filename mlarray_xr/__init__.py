@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.layout import Layout, plan_layout
     from mlarray_xr.read import open_mla
     from mlarray_xr.report import WriteReport
+    from mlarray_xr.storage.trial import choose_codec
+    from mlarray_xr.verification import verify
     from mlarray_xr.write import to_mla
 
 __all__ = [
@@ -25,10 +27,12 @@ __all__ = [
     "Metadata",
     "MlaArray",
     "WriteReport",
+    "choose_codec",
     "convert",
     "open_mla",
     "plan_layout",
     "to_mla",
+    "verify",
 ]
 
 __version__ = "0.1.0"
@@ -38,10 +42,12 @@ _HOMES = {
     "Metadata": "mlarray_xr.format.metadata",
     "MlaArray": "mlarray_xr.array",
     "WriteReport": "mlarray_xr.report",
+    "choose_codec": "mlarray_xr.storage.trial",
     "convert": "mlarray_xr.foreign.conversion",
     "open_mla": "mlarray_xr.read",
     "plan_layout": "mlarray_xr.planning.layout",
     "to_mla": "mlarray_xr.write",
+    "verify": "mlarray_xr.verification",
 }
 
 

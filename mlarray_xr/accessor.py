@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from mlarray_xr.attributes import read_metadata
 from mlarray_xr.placement import geometry_of
-from mlarray_xr.planning.codec import DEFAULT_CODEC
 from mlarray_xr.planning.layout import Layout
 
 if TYPE_CHECKING:
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.geometry import Geometry
     from mlarray_xr.planning.codec import Codec
+    from mlarray_xr.planning.codec_choice import Preference
     from mlarray_xr.planning.layout import Sizes
-    from mlarray_xr.report import WriteReport
+    from mlarray_xr.storage.job import Progress
 
 __all__ = ["MlaAccessor"]
 
@@ -182,20 +182,31 @@ class MlaAccessor:
         patch: Sizes | Literal["default"] | None = "default",
         chunks: Sizes | None = None,
         blocks: Sizes | None = None,
-        codec: str | Codec = DEFAULT_CODEC,
+        codec: str | Codec = "auto",
+        prefer: Preference = "balanced",
         mode: Literal["w-", "w"] = "w-",
-    ) -> WriteReport:
+        align_chunks: bool = True,
+        compute: bool = True,
+        resume: bool = False,
+        memory_limit: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
         """Write the array to one `.mla` file; see `mlarray_xr.to_mla`."""
         # At its use: writing needs Blosc2 and Dask, and this module is imported with the package.
         from mlarray_xr.write import to_mla
 
-        report: WriteReport = to_mla(
+        return to_mla(
             self._array,
             path,
             patch=patch,
             chunks=chunks,
             blocks=blocks,
             codec=codec,
+            prefer=prefer,
             mode=mode,
+            align_chunks=align_chunks,
+            compute=compute,
+            resume=resume,
+            memory_limit=memory_limit,
+            progress=progress,
         )
-        return report

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import threading
 from functools import partial
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeAlias
 
-from mlarray_xr.errors import SourceChanged
+from mlarray_xr.errors import ChunkError, SourceChanged, SourceError
+from mlarray_xr.planning.assignment import outer_only
 from mlarray_xr.planning.grid import box_shape, check_box, is_empty
 from mlarray_xr.planning.layout import Layout
-from mlarray_xr.planning.selection import PointSelection, plan_selection
+from mlarray_xr.planning.selection import OuterSelection, PointSelection, plan_selection
+from mlarray_xr.storage.edit import edit_frame
 from mlarray_xr.storage.frame_file import open_frame
 from mlarray_xr.storage.gather import allocate, gather_outer, gather_points
 from mlarray_xr.storage.handles import close_reader, reader_of
@@ -28,10 +32,12 @@ if TYPE_CHECKING:
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.grid import Box
-    from mlarray_xr.planning.selection import OuterSelection
+    from mlarray_xr.storage.edit import EditReport
     from mlarray_xr.storage.mapped import MappedReader
 
 __all__ = ["MlaArray"]
+
+_State: TypeAlias = "tuple[LocalSource | BytesSource, FrameHeader, int | None, str]"
 
 
 class MlaArray:
@@ -50,6 +56,9 @@ class MlaArray:
     threads
         Threads per read. None shares the CPUs with other reads under way and leaves small boxes
         to one thread; 1 never starts a thread.
+    mode : {"r", "r+"}
+        ``"r+"`` edits the file in place: ``array[key] = values`` and `write`. Threads that share
+        the object then take turns.
 
     Raises
     ------
@@ -58,7 +67,7 @@ class MlaArray:
     FormatError
         When the file is damaged, hostile or not an `.mla` file.
     SourceError
-        When the path is a directory or a URL.
+        When the path is a directory or a URL, or bytes in memory are to be edited.
 
     Examples
     --------
@@ -72,39 +81,44 @@ class MlaArray:
     array([22, 18, 14], dtype=int16)
     """
 
-    __slots__ = ("__weakref__", "_header", "_metadata", "_reader", "_source", "threads")
+    __slots__ = (
+        "__weakref__",
+        "_header",
+        "_metadata",
+        "_mode",
+        "_reader",
+        "_source",
+        "_turn",
+        "threads",
+    )
 
     threads: int | None
     """Threads per read, see the class."""
 
-    def __init__(self, path: object, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: object, *, threads: int | None = None, mode: Literal["r", "r+"] = "r"
+    ) -> None:
         _check_threads(threads)
         source = source_of(path)
+        _check_mode(mode, source)
         opened = open_frame(source)
-        self._set(source, opened.header, opened.metadata, threads)
+        self.__setstate__((source, opened.header, threads, mode))
+        self._metadata = opened.metadata
 
-    def _set(
-        self,
-        source: LocalSource | BytesSource,
-        header: FrameHeader,
-        metadata: Metadata | None,
-        threads: int | None,
-    ) -> None:
-        """Fill the slots."""
-        self._source, self._header, self._metadata = source, header, metadata
-        self.threads = threads
-        self._reader: MappedReader | None = None
-
-    def __getstate__(self) -> tuple[LocalSource | BytesSource, FrameHeader, int | None]:
+    def __getstate__(self) -> _State:
         """Return the address; what is open stays in this process."""
-        return self._source, self._header, self.threads
+        with self._turn:
+            return self._source, self._header, self.threads, self._mode
 
-    def __setstate__(
-        self, state: tuple[LocalSource | BytesSource, FrameHeader, int | None]
-    ) -> None:
+    def __setstate__(self, state: _State) -> None:
         """Restore the address; nothing is opened before the first read."""
-        source, header, threads = state
-        self._set(source, header, None, threads)
+        self._source, self._header, self.threads, self._mode = state
+        self._metadata: Metadata | None = None
+        self._reader: MappedReader | None = None
+        # Reads of a file that nobody edits through this object need not wait for each other.
+        self._turn: contextlib.AbstractContextManager[Any] = (
+            contextlib.nullcontext() if self._mode == "r" else threading.RLock()
+        )
 
     @property
     def path(self) -> str | None:
@@ -188,9 +202,9 @@ class MlaArray:
             "n_chunks": header.n_chunks,
             "chunk_bytes": header.chunksize,
             "block_bytes": header.blocksize,
-            "codec": _CODEC_NAMES.get(header.codec, f"codec {header.codec}"),
+            "codec": header.codec_name,
             "level": header.level,
-            "filters": [_FILTER_NAMES.get(f, f"filter {f}") for f in header.filters if f],
+            "filters": list(header.filter_names),
             "frame_version": header.version,
             "reader": "native" if native_library() is not None else "portable",
         }
@@ -246,7 +260,8 @@ class MlaArray:
             out = allocate(box_shape(checked), self.dtype)
         else:
             self._check_out(out, checked)
-        self._fill(checked, out, threads=self.threads if threads is None else threads)
+        with self._turn:
+            self._fill(checked, out, threads=self.threads if threads is None else threads)
         return out
 
     def __getitem__(self, key: Any) -> Any:
@@ -268,9 +283,60 @@ class MlaArray:
             The selected elements, in the selection's shape.
         """
         fill = partial(self._fill, threads=self.threads)
-        if isinstance(selection, PointSelection):
-            return gather_points(selection, self._header, fill)
-        return gather_outer(selection, self._header, fill)
+        with self._turn:
+            if isinstance(selection, PointSelection):
+                return gather_points(selection, self._header, fill)
+            return gather_outer(selection, self._header, fill)
+
+    def write(self, box: Sequence[tuple[SupportsIndex, SupportsIndex]], values: Any) -> EditReport:
+        """Replace the elements of a box, in the file; a kill leaves the old ones or the new ones.
+
+        Only chunks that the box touches are written, behind what is there; what they replace stays
+        as a gap, see `EditReport.wasted_bytes`. Arrays that were opened before, here or elsewhere,
+        raise `SourceChanged` from then on; this one goes on with the new values. Statistics that
+        the metadata states are removed with the old values.
+
+        Parameters
+        ----------
+        box
+            One (start, stop) pair per axis, array order, inside the array.
+        values
+            A number, or anything that broadcasts to the box's shape and that the array's type
+            holds: whole numbers in its range; floats, which may be rounded.
+
+        Returns
+        -------
+        EditReport
+            Bytes, chunks, seconds.
+
+        Raises
+        ------
+        TypeError
+            When the array was not opened with ``mode="r+"``.
+        ConversionError
+            When the type cannot hold the values, or the file is compressed in a way that is not
+            written here.
+        IndexError, ValueError
+            When the box reaches outside the array, or the values do not fit the box.
+        TargetBusy, SourceChanged
+            When another writer is at work on the file, or was since it was opened.
+
+        Examples
+        --------
+        >>> import numpy as np, mlarray_xr
+        >>> _ = mlarray_xr.to_mla(np.zeros((4, 5), "uint8"), "write.mla")
+        >>> array = mlarray_xr.MlaArray("write.mla", mode="r+")
+        >>> report = array.write(((1, 3), (0, 2)), 7)
+        >>> array[:, 0]
+        array([0, 7, 7, 0], dtype=uint8)
+        """
+        checked = check_box(box, self.shape)
+        axes = tuple(range(start, stop) for start, stop in checked)
+        return self._edit(OuterSelection(axes=axes, shape=box_shape(checked)), values)
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        """Assign as NumPy does, in the file; see `write`. Single points are refused."""
+        self._edit(outer_only(plan_selection(key, self.shape)), values)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Read everything into a new NumPy array."""
@@ -317,6 +383,21 @@ class MlaArray:
         self._reader = None
         close_reader(self._source)
 
+    def _edit(self, selection: OuterSelection, values: Any) -> EditReport:
+        """Replace elements in the file, and follow it."""
+        if self._mode != "r+":
+            msg = (
+                f"{self._source.name}: opened for reading, it takes no values. To fix: "
+                "(1) MlaArray(path, mode='r+') edits in place; (2) mlarray_xr.create(path, ...) "
+                "fills a new file; (3) mlarray_xr.to_mla(array, path) writes one at once"
+            )
+            raise TypeError(msg)
+        with self._turn:
+            edited = edit_frame(self._source, selection, values)
+            self.close()
+            self._source, self._header, self._metadata = edited.source, edited.header, None
+        return edited.report
+
     def _fill(self, box: Box, out: NDArray[Any], *, threads: int | None) -> None:
         """Fill a checked buffer with a checked box."""
         if is_empty(box):
@@ -326,8 +407,10 @@ class MlaArray:
             self._reader = reader  # readers of memory live as long as somebody holds them
         try:
             reader.read(box, out, threads=threads)
-        except SourceChanged:
+        except (SourceChanged, ChunkError):
+            # What is mapped changes with the file: an edit under way may look like damage.
             self.close()
+            self._source.check()
             raise
 
     def _check_out(self, out: NDArray[Any], box: Box) -> None:
@@ -354,20 +437,17 @@ def _check_threads(threads: int | None) -> None:
         raise ValueError(msg)
 
 
+def _check_mode(mode: str, source: LocalSource | BytesSource) -> None:
+    """Refuse unknown modes, and to edit what is in memory."""
+    if mode not in ("r", "r+"):
+        msg = f"mode={mode!r} is not 'r' (read) or 'r+' (edit in place)"
+        raise ValueError(msg)
+    if mode == "r+" and isinstance(source, BytesSource):
+        msg = f"{source.name}: bytes in memory are not edited. To fix: open the file by its path"
+        raise SourceError(msg)
+
+
 def _is_scalar(key: Any) -> bool:
     """Tell whether a key of one element means a NumPy scalar: one without an ellipsis."""
     entries = key if isinstance(key, tuple) else (key,)
     return not any(isinstance(entry, EllipsisType) for entry in entries)
-
-
-_CODEC_NAMES = {0: "blosclz", 1: "lz4", 2: "lz4hc", 4: "zlib", 5: "zstd"}
-_FILTER_NAMES = {
-    1: "shuffle",
-    2: "bitshuffle",
-    3: "delta",
-    4: "trunc_prec",
-    32: "ndcell",
-    33: "ndmean",
-    35: "bytedelta",
-    36: "int_trunc",
-}

@@ -247,7 +247,8 @@ def run_tasks(
         Of each item, as they finish. What has not begun is cancelled when the iterator is closed.
     """
     executor, most = _executor(jobs)
-    remaining, numbers = enumerate(items), {}
+    remaining = enumerate(items)
+    numbers: dict[Future[Result], int] = {}
     try:
         while True:
             while len(numbers) < most and (following := next(remaining, None)) is not None:

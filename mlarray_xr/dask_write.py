@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from mlarray_xr.dask import scheduler_client
+from mlarray_xr.storage.job import part_of
 from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.segments import parts_on_disk
+from mlarray_xr.storage.trial import choose_codec_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +22,12 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
+    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
+    from mlarray_xr.planning.layout import Layout
     from mlarray_xr.storage.job import Finished, PartRecord, Progress, WriteJob
 
 __all__ = [
+    "choose_on_worker",
     "compute_all",
     "delayed_mapping",
     "delayed_value",
@@ -56,7 +62,8 @@ def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da
     records = da.map_blocks(
         _write_block,
         aligned,
-        job=job,
+        # Metadata may be megabytes; only the last task needs them.
+        job=replace(job, metadata=b""),
         dtype=object,
         chunks=tuple((1,) * n for n in job.parts.grid),
         meta=np.empty((0,) * array.ndim, object),
@@ -69,11 +76,24 @@ def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da
         combine=partial(_join, ndim=records.ndim),
         aggregate=partial(_finish, job=job),
         concatenate=False,
-        split_every=_RECORDS_PER_TASK,
+        split_every=_records_per_task(records.numblocks),
         dtype=object,
         meta=np.empty((), object),
     )
     return graph
+
+
+def _records_per_task(grid: tuple[int, ...]) -> dict[int, int]:
+    """Return along how many blocks of every axis a task of the tree joins records.
+
+    Dask's own choice, the same number for every axis, joins 4 at a time when one of three is long.
+    """
+    counts, left = {}, _RECORDS_PER_TASK
+    for n_left, axis in enumerate(sorted(range(len(grid)), key=grid.__getitem__), -len(grid)):
+        # The equal share of the axes to come; Dask's tree ends when every axis shrinks.
+        counts[axis] = min(grid[axis], max(2, round(left ** (-1 / n_left))))
+        left //= counts[axis]
+    return counts
 
 
 def _only(records: da.Array, numbers: Sequence[int], *, grid: tuple[int, ...]) -> da.Array:
@@ -87,7 +107,7 @@ def _only(records: da.Array, numbers: Sequence[int], *, grid: tuple[int, ...]) -
     layer: dict[Any, Any] = {
         (name, i): (_flatten, (records.name, *map(int, position)))
         for i, position in enumerate(positions if grid else [()] * len(numbers))
-    }
+    } or {(name, 0): (partial(_cell, [], ndim=1),)}
     graph = HighLevelGraph.from_collections(name, layer, dependencies=cast("Any", [records]))
     return da.Array(graph, name, chunks=((1,) * len(layer),), dtype=object)
 
@@ -158,6 +178,49 @@ def compute_all(graphs: Sequence[da.Array]) -> list[Finished]:
     return [done.item() for done in compute(*graphs)]
 
 
+def choose_on_worker(array: da.Array, layout: Layout, *, prefer: Preference) -> CodecChoice:
+    """Choose a codec on the middle of an array: a chunk of the array, and of the file at least.
+
+    The middle is computed twice, once for the choice, but does not leave the workers.
+    """
+    import dask.array as da
+
+    middle = tuple(
+        slice(max(0, (n - extent) // 2), max(0, (n - extent) // 2) + extent)
+        for n, extent in (
+            (n, min(n, max(chunk, *along)))
+            for n, chunk, along in zip(array.shape, layout.chunks, array.chunks, strict=True)
+        )
+    )
+    sample = array[middle].rechunk(-1)
+    chosen = da.map_blocks(
+        _choose_block,
+        sample,
+        layout=layout,
+        prefer=prefer,
+        dtype=object,
+        chunks=((1,),) * sample.ndim,
+        meta=np.empty((0,) * sample.ndim, object),
+    )
+    choice: CodecChoice = chosen.compute().item()
+    return choice
+
+
+def _choose_block(block: NDArray[Any], layout: Layout, prefer: Preference) -> NDArray[np.object_]:
+    """Choose a codec on one block; return the choice as a block of one element."""
+    chunks = tuple(min(pair) for pair in zip(layout.chunks, block.shape, strict=True))
+    blocks = tuple(min(pair) for pair in zip(layout.blocks, chunks, strict=True))
+    values = np.asarray(block)
+    choice = choose_codec_for(
+        partial(part_of, values),
+        shape=values.shape,
+        dtype=values.dtype,
+        layout=replace(layout, chunks=chunks, blocks=blocks),
+        prefer=prefer,
+    )
+    return _cell(choice, ndim=block.ndim)
+
+
 def delayed_value(graph: da.Array, finish: Callable[[Finished], Any]) -> Any:
     """Return a Delayed of what a function makes of a write graph's result.
 
@@ -183,8 +246,12 @@ def _apply(finish: Callable[[Finished], Any], done: NDArray[np.object_]) -> Any:
 
 def threads_per_process() -> int:
     """Return how many tasks one process may run at the same time; of local schedulers the most."""
+    import dask.config
+
     client = scheduler_client()
-    return available_threads() if client is None else max(client.nthreads().values(), default=1)
+    if client is not None:
+        return max(client.nthreads().values(), default=1)
+    return max(available_threads(), dask.config.get("num_workers", None) or 1)
 
 
 @contextlib.contextmanager
@@ -202,7 +269,7 @@ def watched(job: WriteJob, progress: Progress | None) -> Iterator[None]:
     def watch() -> None:
         before = -1
         while not stopped.wait(_WATCH_SECONDS):
-            done = sum(sizes[part] for part in parts_on_disk(job.staging))
+            done = sum(sizes[part] for part in parts_on_disk(job.staging) if part < len(sizes))
             if done > before:  # names are gone as soon as the file is complete
                 progress(done, job.plan.n_chunks)
                 before = done

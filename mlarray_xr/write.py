@@ -10,22 +10,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import xarray as xr
 
 from mlarray_xr.dask import has_client
-from mlarray_xr.dask_write import delayed_mapping
+from mlarray_xr.dask_write import choose_on_worker, delayed_mapping
 from mlarray_xr.errors import ConversionError
-from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
+from mlarray_xr.planning.codec import Codec
 from mlarray_xr.planning.layout import plan_layout
 from mlarray_xr.planning.write_plan import parse_bytes
 from mlarray_xr.prepared import delayed_report, prepare, run_all
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.encode import FramePlan
+from mlarray_xr.storage.job import part_of
 from mlarray_xr.storage.publication import check_target
+from mlarray_xr.storage.trial import choose_codec_for
 from mlarray_xr.subject import Subject, subject_of, variables_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlarray_xr.format.metadata import Metadata
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
+    from mlarray_xr.planning.layout import Layout, Sizes
     from mlarray_xr.prepared import PreparedWrite
     from mlarray_xr.storage.job import Progress
 
@@ -41,7 +44,8 @@ def to_mla(
     patch: Sizes | Literal["default"] | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
-    codec: str | Codec = DEFAULT_CODEC,
+    codec: str | Codec = "auto",
+    prefer: Preference = "balanced",
     mode: Literal["w-", "w"] = "w-",
     metadata: Metadata | None = None,
     align_chunks: bool = True,
@@ -76,7 +80,11 @@ def to_mla(
     chunks, blocks
         Explicit shapes instead of `patch`, elements, array order.
     codec
-        Compression, such as ``"lz4hc-8"`` or ``"zstd-1-bitshuffle"``.
+        Compression, such as ``"lz4hc-8"`` or ``"zstd-1-bitshuffle"``. ``"auto"`` tries lossless
+        codecs on samples, as `choose_codec` does; of a Dask array on its middle, which is computed
+        for that beforehand.
+    prefer
+        What ``codec="auto"`` looks for: ``"speed"``, ``"balanced"`` or ``"size"``.
     mode
         ``"w-"`` refuses an existing target, ``"w"`` replaces it. Replacing the file that `obj` is
         read from is safe.
@@ -137,6 +145,7 @@ def to_mla(
         chunks=chunks,
         blocks=blocks,
         codec=codec,
+        prefer=prefer,
         overwrite=mode == "w",
         metadata=metadata,
         align_chunks=align_chunks,
@@ -161,6 +170,7 @@ def _prepared(
     chunks: Sizes | None,
     blocks: Sizes | None,
     codec: str | Codec,
+    prefer: Preference,
     overwrite: bool,
     metadata: Metadata | None,
     align_chunks: bool,
@@ -182,12 +192,12 @@ def _prepared(
         chunks=chunks,
         blocks=blocks,
     )
-    chosen = Codec.parse(codec) if isinstance(codec, str) else codec
+    choice = _choice(subject, layout, prefer) if codec == "auto" else None
     plan = FramePlan(
         shape=tuple(subject.values.shape),
         dtype_str=subject.values.dtype.str,
         layout=layout,
-        codec=chosen,
+        codec=_codec(codec) if choice is None else choice.codec,
     )
     uses_tasks = subject.is_dask or not compute or (subject.has_address and has_client())
     return prepare(
@@ -202,9 +212,27 @@ def _prepared(
         resume=resume,
         memory_limit=memory_limit,
         uses_tasks=uses_tasks,
-        choice=None,
+        choice=choice,
         began=began,
     )
+
+
+def _choice(subject: Subject, layout: Layout, prefer: Preference) -> CodecChoice:
+    """Choose a codec by trial."""
+    if subject.is_dask:
+        return choose_on_worker(subject.values, layout, prefer=prefer)
+    return choose_codec_for(
+        partial(part_of, subject.values),
+        shape=tuple(subject.values.shape),
+        dtype=subject.values.dtype,
+        layout=layout,
+        prefer=prefer,
+    )
+
+
+def _codec(codec: str | Codec) -> Codec:
+    """Return the codec that was named."""
+    return Codec.parse(codec) if isinstance(codec, str) else codec
 
 
 def _write_variables(

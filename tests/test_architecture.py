@@ -40,18 +40,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "limits plain_pickle plain_msgpack metadata entry generations metadata_codec "
         "cursor frame trailer chunk integrity",
     ),
-    folder("planning", "grid selection layout codec codec_choice write_plan"),
+    folder("planning", "grid selection assignment layout codec codec_cost codec_choice write_plan"),
     folder(
         "storage",
-        "source libblosc2 portable chunks tiles read_pool frame_file mapped handles gather "
-        "encode trial publication staging segments assembly job edit canvas",
+        "source random_access libblosc2 portable chunks tiles read_pool frame_file mapped handles "
+        "gather encode trial publication json_record staging segments assembly job frame_lock edit "
+        "canvas inspection",
     ),
     ("array",),
     ("axes",),
     ("geometry",),
     ("attributes", "record", "placement", "coordinates", "dataset"),
     ("dask", "dask_write"),
-    ("backend", "read", "report", "subject", "prepared", "write", "create", "verify", "accessor"),
+    ("backend", "read", "report", "subject", "prepared", "write", "create", "verification", "accessor"),
     folder(
         "foreign",
         "image raw nifti_header nifti_metadata nifti nrrd npy hdf5 netcdf zarr ome tiff dicom "
@@ -105,10 +106,12 @@ EXPORTS = {
     "Metadata",
     "MlaArray",
     "WriteReport",
+    "choose_codec",
     "convert",
     "open_mla",
     "plan_layout",
     "to_mla",
+    "verify",
 }
 NEVER_ON_IMPORT = {
     "PIL",

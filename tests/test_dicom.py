@@ -16,9 +16,10 @@ from unittest import mock
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.foreign.image import ForeignImage
 
+sitk: Any = SimpleITK
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 
 
@@ -49,6 +51,12 @@ def voxels(shape: tuple[int, ...] = (5, 6, 7), dtype: str = "i2") -> NDArray[Any
     return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
 
 
+def smooth(dtype: str = "i2") -> NDArray[Any]:
+    """Voxels that do not grow when they are compressed."""
+    info, ramp = np.iinfo(dtype), np.linspace(0, 1, 5 * 40 * 50)
+    return (info.min + (int(info.max) - int(info.min)) * ramp).astype(dtype).reshape(5, 40, 50)
+
+
 def opened(path: Path, dataset: str | None = None) -> ForeignImage:
     return open_image(str(path), scratch_dir=None, dataset=dataset)
 
@@ -56,6 +64,11 @@ def opened(path: Path, dataset: str | None = None) -> ForeignImage:
 def everything(values: Any) -> NDArray[Any]:
     read: NDArray[Any] = values[tuple(slice(0, n) for n in values.shape)]
     return read
+
+
+def first_voxel(path: Path) -> NDArray[Any]:
+    values = opened(path).values
+    return values[(slice(0, 1),) * len(values.shape)]
 
 
 def refusal(path: Path, dataset: str | None = None) -> str:
@@ -399,14 +412,17 @@ def test_pydicoms_own_files_read_as_by_pydicom(name: str) -> None:
     assert found.dtype == wanted.dtype.newbyteorder("=")
 
 
-@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4"])
 @pytest.mark.parametrize(
-    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless]
+    ("syntax", "dtype"),
+    [
+        *itertools.product(
+            (ImplicitVRLittleEndian, ExplicitVRBigEndian), ("i1", "u1", "i2", "u2", "i4", "u4")
+        ),
+        *itertools.product((RLELossless, JPEGLSLossless), ("u1", "i2", "u2")),
+    ],
 )
 def test_integers_survive_every_encoding(tmp_path: Path, dtype: str, syntax: Any) -> None:
-    whole = voxels(dtype=dtype)
-    if syntax == JPEGLSLossless and np.dtype(dtype).itemsize > 2:
-        pytest.skip("JPEG-LS has up to 16 bits")
+    whole = smooth(dtype) if syntax == JPEGLSLossless else voxels(dtype=dtype)
 
     def change(stored: Dataset, k: int) -> None:
         if syntax.is_encapsulated:
@@ -487,7 +503,6 @@ def test_rescaling_per_slice_is_a_coordinate(tmp_path: Path) -> None:
     kit.series(tmp_path, voxels(), orientation=kit.SAGITTAL, change=change)
     coords = record_of(opened(tmp_path))["coords"]
     along = (coords["rescale_slope"]["dims"], coords["rescale_slope"]["values"])
-    # The normal of these rows and columns points to the right: slices come in reverse.
     assert along == (["x"], [1.0, 1.5, 2.0, 2.5, 3.0])
     assert coords["rescale_intercept"]["values"] == [0.0] * 5
 
@@ -613,13 +628,13 @@ def test_damaged_fragments_are_noticed_on_reading(tmp_path: Path) -> None:
     def change(stored: Dataset, k: int) -> None:
         stored.compress(JPEGLSLossless)
 
-    kit.series(tmp_path, voxels(), change=change)
+    kit.series(tmp_path, smooth(), change=change)
     whole = bytearray((tmp_path / "024.dcm").read_bytes())
     at = whole.rfind(b"\xff\xd8\xff")
     whole[at + 2 : at + 30] = bytes(28)
     (tmp_path / "024.dcm").write_bytes(whole)
     values = opened(tmp_path).values
-    np.testing.assert_array_equal(values[0:3, 0:6, 0:7], voxels()[:3])
+    np.testing.assert_array_equal(values[0:3, 0:40, 0:50], smooth()[:3])
     with pytest.raises(ConversionError, match=r"024\.dcm: frame 0 cannot be decoded"):
         everything(values)
 
@@ -641,24 +656,19 @@ def test_sizes_that_the_file_cannot_hold_are_refused(
         stored.Rows = max(stored.Rows, 60000)
 
     kit.series(tmp_path, voxels((1, 6, 7)), change=change)
-    try:
-        values = opened(tmp_path).values
-    except ConversionError:
-        return
-    assert is_packed
     with pytest.raises(ConversionError):
-        values[tuple(slice(0, 1) for _ in values.shape)]
+        first_voxel(tmp_path)
 
 
 def test_a_codestream_of_another_size_is_not_decoded(tmp_path: Path) -> None:
     def change(stored: Dataset, k: int) -> None:
         stored.compress(JPEGLSLossless)
 
-    kit.series(tmp_path, voxels(), change=change)
+    kit.series(tmp_path, smooth(), change=change)
     path = tmp_path / "003.dcm"
     whole = bytearray(path.read_bytes())
     at = whole.index(b"\xff\xf7")
-    assert whole[at + 5 : at + 9] == b"\x00\x06\x00\x07"
+    assert whole[at + 5 : at + 9] == b"\x00\x28\x00\x32"
     whole[at + 5 : at + 9] = b"\xff\xff\xff\xff"
     path.write_bytes(whole)
     with pytest.raises(ConversionError, match="compressed bytes claim to hold 8589672450 bytes"):
@@ -796,7 +806,7 @@ def test_a_missing_decoder_is_named(tmp_path: Path) -> None:
         stored.file_meta.TransferSyntaxUID = HTJ2KLossless
 
     kit.series(tmp_path, voxels((1, 6, 7)), change=change)
-    decoder = pydicom.pixels.get_decoder(HTJ2KLossless)
+    decoder = get_decoder(HTJ2KLossless)
     with (
         mock.patch.object(type(decoder), "is_available", False),
         mock.patch.object(type(decoder), "missing_dependencies", ["pylibjpeg - requires it"]),
@@ -825,7 +835,8 @@ def test_pixel_formats_know_their_type() -> None:
     bits = PixelFormat(
         rows=3, columns=5, bits_allocated=1, bits_stored=1, high_bit=0, is_signed=False
     )
-    assert (bits.dtype, bits.stored_bytes(2)) == (np.uint8, 4)
+    assert bits.dtype == np.dtype("u1")
+    assert bits.stored_bytes(2) == 4
 
 
 def test_no_frames_lie_on_another(tmp_path: Path) -> None:

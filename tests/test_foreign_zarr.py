@@ -21,8 +21,9 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlarray_xr import MlaArray, Metadata, open_mla, to_mla
+from mlarray_xr import Metadata, MlaArray, open_mla, to_mla
 from mlarray_xr.coordinates import attach_coords
+from mlarray_xr.dataset import metadata_of
 from mlarray_xr.errors import (
     ConversionError,
     FormatError,
@@ -98,14 +99,14 @@ def labelled(**coords: Any) -> xr.DataArray:
 # Reading
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(data=st.data())
 def test_values_come_back_in_every_type_and_box(data: st.DataObject, tmp_path: Path) -> None:
-    shape = data.draw(shapes(min_dims=1))
+    shape = data.draw(shapes(min_dims=1, max_side=5))
     dtype = np.dtype(data.draw(st.sampled_from(NUMBERS + TIMES)))
     values = values_of(shape, dtype, 3)
     chunks, _ = data.draw(layouts(shape))
-    form = data.draw(st.sampled_from([2, 3]))
+    form: Any = data.draw(st.sampled_from([2, 3]))
     shards = None
     if form == 3 and data.draw(st.booleans()):
         shards = tuple(n * data.draw(st.integers(1, 3)) for n in chunks)
@@ -202,7 +203,7 @@ def test_several_arrays_are_listed(raw: Path, tmp_path: Path) -> None:
     group.create_array("times", data=np.arange(4.0))
     assert opened(tmp_path / "a.zarr").values.shape == RAW.shape
     group.create_group("g").create_array("mask", data=RAW > 3)
-    with pytest.raises(ConversionError, match=r"'g/mask' \(4, 5, 6\) bool.*'raw'.*dataset='g"):
+    with pytest.raises(ConversionError, match=r"'raw' \(4, 5, 6\) uint16, 'g/mask'"):
         opened(tmp_path / "a.zarr")
     np.testing.assert_array_equal(all_of(opened(tmp_path / "a.zarr", "/g/")), RAW > 3)
     np.testing.assert_array_equal(all_of(opened(tmp_path / "a.zarr", "raw")), RAW)
@@ -342,7 +343,7 @@ def test_a_link_to_the_store_is_followed(raw: Path, tmp_path: Path) -> None:
 def test_claims_cost_nothing(form: Any, tmp_path: Path) -> None:
     for name, shape, chunks in (
         ("a", (2**20, 2**20, 2**20), (64, 64, 64)),
-        ("b", (2**40, 2**20), (64, 64)),
+        ("b", (2**45, 2**20), (64, 64)),
         ("c", (2**40,), (2**40,)),
     ):
         zarr.create_array(
@@ -446,10 +447,10 @@ def written(array: Any, folder: Path, metadata: Metadata | None = None, **layout
     return file
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(data=st.data())
 def test_files_come_back_from_zarr(data: st.DataObject, tmp_path: Path) -> None:
-    shape = data.draw(shapes())
+    shape = data.draw(shapes(max_side=5))
     dtype = np.dtype(data.draw(st.sampled_from(NUMBERS + TIMES)))
     values = values_of(shape, dtype, 5)
     chunks, blocks = data.draw(layouts(shape))
@@ -465,12 +466,12 @@ def test_files_come_back_from_zarr(data: st.DataObject, tmp_path: Path) -> None:
             coords[dim] = (dim, np.array([f"n{i}" for i in range(n)], "U3"))
         elif kind == "aux":
             coords[f"aux {dim}"] = (dim, np.arange(n) ** 2)
+    coords["a scalar"] = 3.5
     array = xr.DataArray(values, dims=names[: len(shape)], coords=coords, attrs={"a": 1})
     with mock.patch("warnings.warn"):  # of geometry that only some dimensions have
         file = written(array, tmp_path, chunks=chunks, blocks=blocks)
-    with mock.patch("warnings.warn"):
         image = opened(tmp_path / "out.zarr")
-    assert image.metadata == file.metadata
+        assert image.metadata == metadata_of(open_mla(file.path))
     assert image.values.dtype == dtype.newbyteorder("=")
     np.testing.assert_array_equal(all_of(image), values)
 
@@ -519,7 +520,7 @@ def test_everything_but_statistics_survives(tmp_path: Path) -> None:
     image = opened(tmp_path / "out.zarr")
     assert image.metadata == replace(file.metadata, stats=Stats())
     assert "ome" not in zarr.open_group(tmp_path / "out.zarr", mode="r").attrs
-    assert zarr.open_group(tmp_path / "out.zarr", mode="r")["labels"].shape == RAW.shape
+    assert zarr.open_array(tmp_path / "out.zarr/labels", mode="r").shape == RAW.shape
 
 
 def test_parts_are_small(tmp_path: Path) -> None:
@@ -622,7 +623,8 @@ def test_somebody_else_may_be_faster(tmp_path: Path) -> None:
 def test_what_zarr_cannot_hold_is_refused(tmp_path: Path) -> None:
     for name, array in {
         "text": np.array(["a", "b"]),
-        "name": xr.DataArray([1.0, 2], dims="x/y"),
+        "dim": xr.DataArray([1.0, 2], dims="x/y"),
+        "name": xr.DataArray([1.0, 2], dims="x", name="scan/7"),
         "coordinate": xr.DataArray([1.0, 2], dims="x", coords={"zarr.json": ("x", [1, 2])}),
     }.items():
         to_mla(array, tmp_path / f"{name}.mla")
@@ -638,12 +640,6 @@ def test_what_zarr_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="metadata only"):
         write_image(empty, str(tmp_path / "a.zarr"), mode="w-")
     assert not (tmp_path / "a.zarr").exists()
-
-
-def test_odd_names_of_variables_are_kept(tmp_path: Path) -> None:
-    file = written(xr.DataArray([1.0, 2], dims="x", name="scan/7"), tmp_path)
-    assert zarr.open_group(tmp_path / "out.zarr", mode="r")["image"].shape == (2,)
-    assert opened(tmp_path / "out.zarr").metadata == file.metadata
 
 
 def test_without_zarr_the_extra_is_named(raw: Path, tmp_path: Path) -> None:
@@ -760,7 +756,8 @@ def test_segmentations_are_found_by_name(tmp_path: Path) -> None:
     group = image_group(tmp_path / "a.zarr", "")
     labels = group.create_group("labels", attributes={"ome": {"labels": ["cells"]}})
     cells = image_group(labels, "cells")
-    cells.attrs["ome"] = {**cells.attrs["ome"], "image-label": {}}  # type: ignore[dict-item]
+    described: Any = cells.attrs["ome"]
+    cells.attrs["ome"] = {**described, "image-label": {}}
     assert opened(tmp_path / "a.zarr").metadata.is_seg is None
     for name in ("labels/cells", "labels/cells/0", "labels"):
         assert opened(tmp_path / "a.zarr", name).metadata.is_seg is True
@@ -794,7 +791,8 @@ def test_wells_of_a_plate_are_listed(tmp_path: Path) -> None:
 
 def test_several_images_of_one_group_are_listed(tmp_path: Path) -> None:
     group = image_group(tmp_path / "a.zarr", "")
-    (first,) = group.attrs["ome"]["multiscales"]  # type: ignore[index,call-overload,misc]
+    described: Any = group.attrs["ome"]
+    (first,) = described["multiscales"]
     second = {**first, "datasets": [first["datasets"][1]]}
     group.attrs["ome"] = {"version": "0.5", "multiscales": [first, second]}
     with pytest.raises(ConversionError, match=r"2 images.*\['0', '1'\]"):

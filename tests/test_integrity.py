@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import struct
 import zlib
-from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +26,7 @@ from mlarray_xr.format.integrity import (
     encode_integrity,
     has_statistics,
 )
+from mlarray_xr.format.limits import Limits
 from mlarray_xr.format.trailer import parse_trailer, unpack_bytes
 from mlarray_xr.storage import frame_file, handles, mapped
 from mlarray_xr.storage.frame_file import open_frame, read_index, read_integrity, read_payload
@@ -101,12 +101,11 @@ def assert_equal(found: Integrity | None, expected: Integrity) -> None:
     for name in ("shape", "chunks", "blocks", "dtype_str", "payload_len", "writer", "n_chunks"):
         assert getattr(found, name) == getattr(expected, name)
     assert (found.statistics is None) == (expected.statistics is None)
+    columns: list[tuple[Any, Any, str]]
     columns = [(found, expected, name) for name in ("crc32", "length", "special")]
-    columns += [
-        (found.statistics, expected.statistics, name)
-        for name in ("least", "greatest", "nonzero")
-        if found.statistics
-    ]
+    if found.statistics is not None:
+        names = ("least", "greatest", "nonzero")
+        columns += [(found.statistics, expected.statistics, name) for name in names]
     for left, right, name in columns:
         one, other = getattr(left, name), getattr(right, name)
         assert (one.dtype, one.tobytes()) == (other.dtype, other.tobytes())
@@ -449,11 +448,10 @@ def test_a_huge_metadata_entry_is_refused_before_it_is_read(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = with_entries(path.read_bytes(), mlarray=np.random.default_rng(0).bytes(3 << 20))
-    limits = replace(frame_file.DEFAULT_LIMITS, value_bytes=1 << 20)
+    length = len(sections_of(data).trailer)
     # The trailer is within its own limit: it may hold a table.
-    monkeypatch.setattr(frame_file, "trailer_length", lambda *_, **__: trailer)
-    trailer = len(sections_of(data).trailer)
-    monkeypatch.setattr(frame_file, "DEFAULT_LIMITS", limits)
+    monkeypatch.setattr(frame_file, "trailer_length", lambda *_, **__: length)
+    monkeypatch.setattr(frame_file, "DEFAULT_LIMITS", Limits(value_bytes=1 << 20))
     source = CountedSource(data)
     with pytest.raises(
         FormatError, match=r"it takes 31.* bytes in the trailer, the limit is 2097152"

@@ -388,6 +388,15 @@ def test_a_world_without_a_name_assumes_names(tmp_path: Path) -> None:
     assert "space" not in header
 
 
+def test_names_of_dimensions_survive_without_a_world(tmp_path: Path) -> None:
+    made = xr.DataArray(voxels(), dims=("x", "z", "y"))
+    assert labelled(written(made, tmp_path), tmp_path).dims == made.dims
+    made = made.assign_coords(x=2.0 * np.arange(5), z=np.arange(4.0), y=np.arange(3.0))
+    again = labelled(written(made, tmp_path), tmp_path)
+    assert again.dims == made.dims
+    np.testing.assert_array_equal(again.mla.affine, made.mla.affine)
+
+
 @pytest.mark.parametrize("centerings", [None, "cell cell cell", "node node node"])
 def test_spacings_alone_are_a_geometry(centerings: str | None, tmp_path: Path) -> None:
     fields = {"spacings": "0.5 0.75 2", "axis mins": "-3 4 5", "kinds": "domain domain domain"}
@@ -427,7 +436,7 @@ def test_time_may_be_an_axis_of_the_world(tmp_path: Path) -> None:
     assert (array.dims, array.mla.coord_system) == (("time", "z", "y", "x"), "LPS+")
     np.testing.assert_array_equal(array.time, [10.0, 10.5])
     assert array.time.attrs["units"] == "s"
-    assert array.mla.origin == {"z": 3.0, "y": 2.0, "x": 1.0}
+    assert array.mla.origin == (1.0, 2.0, 3.0)
     fields["space directions"] = "(1,0,0,0) (0,2,0,0) (0,0,3,1) (0,0,0,0.5)"
     save(tmp_path / "a.nrrd", voxels((2, 5, 4, 3)), fields)
     with pytest.raises(ConversionError, match="space and time at once"):

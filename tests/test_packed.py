@@ -73,6 +73,7 @@ def test_boxes_are_those_of_the_array(
     assert type(array) is (RawArray if scratch else PackedArray)
     assert (array.shape, array.dtype) == (SHAPE, VALUES.dtype)
     np.testing.assert_array_equal(array[WHOLE], VALUES)
+    np.testing.assert_array_equal(np.asarray(array, np.float32), VALUES.astype(np.float32))
     key = (slice(3, 9), slice(0, 30), slice(7, 8))
     np.testing.assert_array_equal(array[key], VALUES[key])
 

@@ -64,6 +64,7 @@ def test_boxes_are_those_of_the_array(
     assert found.flags.writeable
     np.testing.assert_array_equal(found, values[box])
     np.testing.assert_array_equal(array.to_numpy(), values)
+    np.testing.assert_array_equal(np.asarray(array), values)
 
 
 def test_a_box_is_no_view_of_the_file(tmp_path: Path) -> None:

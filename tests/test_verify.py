@@ -29,7 +29,7 @@ from mlarray_xr.storage import inspection
 from mlarray_xr.storage.frame_file import read_index, read_integrity, read_payload
 from mlarray_xr.storage.inspection import Inspection
 from mlarray_xr.storage.source import source_of
-from mlarray_xr.verify import VerifyReport, verify, verify_files, verify_folder
+from mlarray_xr.verification import VerifyReport, verify, verify_files, verify_folder
 from tests.frame_kit import encoded_index, make_frame, offsets_of, replaced, sections_of
 from tests.stored_metadata import DATA, GENUINE, name_of
 from tests.strategies import Stored, stored
@@ -371,7 +371,7 @@ def test_without_checksums_every_chunk_is_decoded() -> None:
 HOSTILE_SCRIPT = """
 import json, random, resource, sys
 from pathlib import Path
-from mlarray_xr.verify import verify
+from mlarray_xr.verification import verify
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 folder, plain = map(Path, sys.argv[1:])
 found = {}
@@ -395,7 +395,8 @@ def test_hostile_files_end_no_process(tmp_path: Path) -> None:
     ramp = (np.arange(40 * 30, dtype="<i2") // 11).reshape(40, 30)
     ramp[:10] = 0
     plain.write_bytes(make_frame(ramp, chunks=(10, 15), blocks=(5, 6)))
-    command = [sys.executable, "-W", "ignore", "-c", HOSTILE_SCRIPT, DATA / "hostile", plain]
+    arguments = map(str, (DATA / "hostile", plain))
+    command = [sys.executable, "-W", "ignore", "-c", HOSTILE_SCRIPT, *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

@@ -202,13 +202,13 @@ def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path: Path, mode: 
 
     def write() -> None:
         with dask.config.set(scheduler="synchronous"):
-            mlarray_xr.to_mla(subject, path, mode=mode)
+            mlarray_xr.to_mla(subject, path, mode=mode, codec="lz4-1")
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(write)
         assert gate.is_reached.wait(timeout=60)
         with pytest.raises(TargetBusy, match=rf"a\.mla: process {os.getpid()} on .* is writing it"):
-            mlarray_xr.to_mla(VALUES, path, mode=mode)
+            mlarray_xr.to_mla(VALUES, path, mode=mode, codec="lz4-1")
         gate.may_pass.set()
         first.result(timeout=60)
     np.testing.assert_array_equal(read(path), np.ones((4, 4), "i2"))
@@ -552,7 +552,7 @@ def test_every_source_voxel_is_computed_once(tmp_path: Path) -> None:
         count, dtype="i2", meta=np.empty((0, 0, 0), "i2")
     )
     with dask.config.set(scheduler="threads"):
-        mlarray_xr.to_mla(subject, tmp_path / "a.mla", **LAYOUT)
+        mlarray_xr.to_mla(subject, tmp_path / "a.mla", codec="lz4-1", **LAYOUT)
     assert len(counts) == len(set(counts)) == subject.npartitions
 
 

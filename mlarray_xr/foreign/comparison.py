@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.storage.job import Progress
 
-__all__ = ["Comparison", "check_equal"]
+__all__ = ["Comparison", "find_difference"]
 
 _PART_BYTES = 32 << 20
 _COPIES = 2
@@ -81,13 +81,13 @@ class Comparison:
         return _digest(self.source, box, self.order) != found
 
 
-def check_equal(
+def find_difference(
     comparison: Comparison,
     *,
     chunks: tuple[int, ...],
     memory_limit: int | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> Box | None:
     """Compare two arrays bit by bit, on the cluster of the active client or in threads here.
 
     Parameters
@@ -101,14 +101,14 @@ def check_equal(
     progress
         Called with the number of parts compared and of all parts.
 
-    Raises
-    ------
-    ConversionError
-        When a part differs: the first that is found, as a box of the source.
+    Returns
+    -------
+    Box or None
+        Of the source: the first part that is found to differ.
     """
     source = comparison.source
     if 0 in source.shape:
-        return
+        return None
     limit = _PART_BYTES
     if memory_limit is not None:
         limit = min(limit, memory_limit // (_COPIES * available_threads()))
@@ -117,9 +117,10 @@ def check_equal(
     with contextlib.closing(run_tasks(partial(_differs, comparison), boxes)) as finished:
         for done, (number, future) in enumerate(finished, 1):
             if future.result():
-                raise ConversionError(f"box {boxes[number]} differs from what was read")
+                return boxes[number]
             if progress is not None:
                 progress(done, len(boxes))
+    return None
 
 
 def _differs(comparison: Comparison, box: Box) -> bool:
@@ -130,7 +131,7 @@ def _differs(comparison: Comparison, box: Box) -> bool:
 def _digest(array: LazyArray, box: Box, order: Sequence[int]) -> bytes:
     """Return the digest of the elements of a box: C order, this machine's byte order."""
     values: NDArray[Any] = np.asarray(array[tuple(slice(*pair) for pair in box)])
-    plain = np.ascontiguousarray(values.transpose(order), _plain(values.dtype))
+    plain: Any = np.ascontiguousarray(values.transpose(order), _plain(values.dtype))
     return hashlib.blake2b(plain.reshape(-1).view(np.uint8), digest_size=_DIGEST_BYTES).digest()
 
 

@@ -3,160 +3,26 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, cast
 
-from mlarray_xr.array import MlaArray
-from mlarray_xr.errors import ConversionError, MlaError
+from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.case import Case
-from mlarray_xr.foreign.comparison import Comparison, check_equal
-from mlarray_xr.foreign.formats import FORMATS, MLA, source_format, target_format
-from mlarray_xr.foreign.origin import origin_of, plan_step, recorded_origin, with_origin
+from mlarray_xr.foreign.comparison import Comparison, find_difference
+from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_source, format_of_target
+from mlarray_xr.foreign.recipe import Recipe, opened
 from mlarray_xr.foreign.scratch import scratch_folder
 from mlarray_xr.planning.write_plan import parse_bytes
-from mlarray_xr.storage.publication import check_target
-from mlarray_xr.write import to_mla
 
 if TYPE_CHECKING:
-    from mlarray_xr.foreign.image import ForeignImage, LazyArray
-    from mlarray_xr.foreign.origin import Origin, Step
+    from mlarray_xr.array import MlaArray
+    from mlarray_xr.foreign.formats import Format
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.layout import Sizes
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.job import Progress
 
-__all__ = ["Conversion", "convert"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
-    """How images become `.mla` files, the same for every file of a folder; picklable."""
-
-    patch: Sizes | Literal["default"] | None = "default"
-    """Window that will be read most, as in `to_mla`."""
-    chunks: Sizes | None = None
-    """Extents of a chunk, instead of `patch`."""
-    blocks: Sizes | None = None
-    """Extents of a block, instead of `patch`."""
-    codec: str | Codec | None = None
-    """Compression; None is that of `to_mla`."""
-    dataset: str | None = None
-    """Which array, in formats that hold several."""
-    verify: bool = False
-    """Whether every target is compared with its source."""
-    memory_limit: int | None = None
-    """Bytes that the parts under way in one process may take."""
-
-    @property
-    def request(self) -> str:
-        """What decides the bytes of a target besides its source, as text."""
-        sizes = (self.patch, self.chunks, self.blocks)
-        plain = [sorted(s.items()) if hasattr(s, "items") else s for s in sizes]
-        return repr((plain, str(self.codec), self.dataset))
-
-    def plan(self, case: Case, *, overwrite: bool, resume: bool) -> tuple[Step, Origin]:
-        """Decide what happens to a target; returns what it would record, too.
-
-        Raises
-        ------
-        FileExistsError
-            When it exists and may neither be replaced nor left as it is.
-        """
-        origin = origin_of(case, request=self.request)
-        exists = os.path.lexists(case.target)
-        found = recorded_origin(case.target) if exists and resume else None
-        step = plan_step(origin, found, exists=exists, overwrite=overwrite, resume=resume)
-        if step == "refuse":
-            why = f", and is no conversion of {case.source}" if resume else ""
-            raise FileExistsError(
-                f"{case.target}: the file exists{why}. To fix: (1) mode='w' (mla convert "
-                "--overwrite) replaces it; (2) choose another name"
-            )
-        return step, origin
-
-    def run(
-        self,
-        case: Case,
-        *,
-        overwrite: bool,
-        origin: Origin | None = None,
-        keeps: bool = False,
-        restarts: bool = False,
-        progress: Progress | None = None,
-    ) -> WriteReport:
-        """Convert one image.
-
-        Parameters
-        ----------
-        case
-            What is converted, and to which file.
-        overwrite
-            Whether an existing target is replaced.
-        origin
-            Recorded in the target; needed when `keeps`.
-        keeps
-            Whether what is done outlives a failure, and what an earlier conversion left is used.
-        restarts
-            Whether what is left of another conversion is thrown away; otherwise it is refused.
-        progress
-            As in `convert`.
-        """
-        check_target(case.target, overwrite=overwrite)
-        if self.verify and os.path.exists(case.target):
-            _check_apart(case)
-        options: dict[str, Any] = {} if self.codec is None else {"codec": self.codec}
-        with scratch_folder(case.target, origin, keeps=keeps, restarts=restarts) as scratch:
-            image = _opened(case, scratch_dir=scratch, dataset=self.dataset)
-            metadata = image.metadata if origin is None else with_origin(image.metadata, origin)
-            report: WriteReport = to_mla(
-                image.values,
-                case.target,
-                patch=self.patch,
-                chunks=self.chunks,
-                blocks=self.blocks,
-                mode="w" if overwrite else "w-",
-                metadata=metadata,
-                resume=keeps,
-                memory_limit=self.memory_limit,
-                progress=_first_half(progress) if self.verify else progress,
-                **options,
-            )
-            if self.verify:
-                self._check_written(image.values, case, _second_half(progress, report.n_chunks))
-        return report
-
-    def check(self, case: Case) -> None:
-        """Compare a target that was complete already with its source.
-
-        Raises
-        ------
-        ConversionError
-            When they differ.
-        """
-        with scratch_folder(case.target, None, keeps=False) as scratch:
-            image = _opened(case, scratch_dir=scratch, dataset=self.dataset)
-            self._compare(image.values, case, progress=None)
-
-    def _check_written(self, source: LazyArray, case: Case, progress: Progress | None) -> None:
-        """Compare the target just written with its source; remove it when they differ."""
-        try:
-            self._compare(source, case, progress=progress)
-        except ConversionError as error:
-            os.unlink(case.target)
-            raise ConversionError(f"{error}. It was removed. To fix: convert again") from error
-
-    def _compare(self, source: LazyArray, case: Case, *, progress: Progress | None) -> None:
-        """Compare the target with its source."""
-        target = MlaArray(case.target)
-        try:
-            check_equal(
-                Comparison(source=source, target=target, order=tuple(range(target.ndim))),
-                chunks=target.chunks,
-                memory_limit=self.memory_limit,
-                progress=progress,
-            )
-        except ConversionError as error:
-            raise ConversionError(f"{case.target} is not {case.source}: {error}") from error
+__all__ = ["convert"]
 
 
 def convert(
@@ -166,7 +32,7 @@ def convert(
     patch: Sizes | Literal["default"] | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
-    codec: str | Codec | None = None,
+    codec: str | Codec = "auto",
     mode: Literal["w-", "w"] = "w-",
     source_format: str | None = None,
     dataset: str | None = None,
@@ -176,4 +42,158 @@ def convert(
     progress: Progress | None = None,
 ) -> WriteReport | None:
     """Convert one image to the format that the name of the target asks for.
+
+    What is read: NIfTI (``.nii``, ``.nii.gz``, ``.hdr``/``.img``), NRRD (``.nrrd``, ``.nhdr``),
+    NumPy (``.npy``, ``.npz``), HDF5 (``.h5``, ``.hdf5``, ``.nwb``), NetCDF (``.nc``, ``.nc4``),
+    Zarr and OME-Zarr (``.zarr``), TIFF (``.tif``, ``.tiff``, a folder of numbered planes), DICOM (a
+    folder with a series, ``.dcm``), and ``.mla``, ``.mb2nd`` and ``.b2nd`` files for another layout
+    or codec. What is written from `.mla`: NIfTI, ``.nrrd``, ``.npy`` and ``.zarr``. Voxels are
+    never scaled, cast or reordered but for what `write_image` of a format says; geometry,
+    attributes and headers are kept as far as the formats allow.
+
+    Sources are read part by part. Those that are packed in one piece, such as ``.nii.gz``, are
+    unpacked to a folder beside the target first, which is removed at the end. With an active
+    distributed client the parts are read and encoded on its workers, which must see the files.
+
+    Parameters
+    ----------
+    src, dst
+        Local paths; their suffixes tell the formats.
+    patch, chunks, blocks, codec
+        Layout and compression of an `.mla` target, as in `to_mla`.
+    mode
+        ``"w-"`` refuses an existing target, ``"w"`` replaces it. Replacing the source is safe.
+    source_format
+        Format of the source, where its name does not tell: ``"nifti"``, ``"nrrd"``, ``"npy"``,
+        ``"hdf5"``, ``"netcdf"``, ``"zarr"``, ``"tiff"``, ``"dicom"`` or ``"mla"``.
+    dataset
+        Which array, in sources that hold several: path of an HDF5 dataset, NetCDF variable or Zarr
+        array, level of a pyramid, DICOM series; see the message that lists them.
+    resume
+        Keep what is done when the conversion fails, and begin with what an earlier one left. The
+        target records its source; one that is a complete conversion of the same source, as it is
+        now, is left as it is, and one of an earlier state of it is replaced.
+    verify
+        Read the target back and compare it with the source, bit by bit. A target that differs is
+        removed.
+    memory_limit
+        Memory that the parts under way in one process may take, bytes or a text such as ``"2GB"``.
+    progress
+        Called with the number of chunks done and of all chunks; verifying counts each again.
+
+    Returns
+    -------
+    WriteReport or None
+        None when the target is no `.mla` file, or was complete already.
+
+    Raises
+    ------
+    ConversionError
+        When there is no way between the two formats, the source is damaged or holds several
+        arrays, the target cannot hold it, the target differs from it, or what was left behind is
+        the beginning of another conversion.
+    FileNotFoundError, FileExistsError
+        When the source is missing, or the target exists and `mode` is ``"w-"``.
+    TargetBusy
+        When another conversion to the same target is under way.
+    GeometryError
+        When NIfTI needs to know where the voxels are, and the source does not say.
+    MissingDependencyError
+        When the library of a format is not installed; the message names the extra.
+
+    Examples
+    --------
+    >>> import numpy as np, mlarray_xr
+    >>> np.save("scan.npy", np.zeros((32, 64, 64), "int16"))
+    >>> report = mlarray_xr.convert("scan.npy", "scan.mla", chunks=32, codec="zstd-1", verify=True)
+    >>> report.n_chunks, str(report.codec)
+    (4, 'zstd-1')
     """
+    if mode not in ("w-", "w"):
+        raise ValueError(f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)")
+    source, target = _absolute(src), _absolute(dst)
+    read, written = format_of_source(source, source_format), format_of_target(target)
+    if read is None or written is None or MLA not in (read, written):
+        raise ConversionError(_no_way(source, target))
+    recipe = Recipe(
+        patch=patch,
+        chunks=chunks,
+        blocks=blocks,
+        codec=codec,
+        dataset=dataset,
+        verify=verify,
+        memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+    )
+    case = Case(source=source, target=target, format=read)
+    if written is not MLA:
+        _export(case, written, recipe, mode=mode, resume=resume)
+        return None
+    if not resume:
+        return recipe.run(case, overwrite=mode == "w", progress=progress)
+    step, origin = recipe.plan(case.measured(), overwrite=mode == "w", resume=True)
+    if step == "skip":
+        if verify:
+            recipe.check(case)
+        return None
+    return recipe.run(
+        case, overwrite=step == "replace", origin=origin, keeps=True, progress=progress
+    )
+
+
+def _export(
+    case: Case,
+    written: Format,
+    recipe: Recipe,
+    *,
+    mode: Literal["w-", "w"],
+    resume: bool,
+) -> None:
+    """Convert an `.mla` file to another format."""
+    if resume or replace(recipe, verify=False, memory_limit=None) != Recipe():
+        raise ConversionError(
+            f"{case.target}: patch, chunks, blocks, codec, dataset or resume were given, and "
+            f"{written.name} files have none of them. To fix: leave them out"
+        )
+    assert written.write_image is not None
+    array = cast("MlaArray", opened(case, scratch_dir=None, dataset=None).values)
+    written.write_image(array, case.target, mode=mode)
+    if not recipe.verify:
+        return
+    with scratch_folder(case.target, None, keeps=False) as scratch:
+        found = written.open_image(case.target, scratch_dir=scratch, dataset=None).values
+        order = tuple(written.axis_order(array))
+        box = find_difference(
+            Comparison(source=array, target=found, order=order),
+            chunks=array.chunks,
+            memory_limit=recipe.memory_limit,
+        )
+    if box is not None:
+        raise ConversionError(
+            f"{case.target}: box {box} of {case.source} is not what was written. To fix: remove "
+            "it, check disk and memory of this machine, and convert again"
+        )
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """Return an absolute path.
+
+    Raises
+    ------
+    ConversionError
+        When it is a URL.
+    """
+    text = os.fsdecode(path)
+    if "://" in text:
+        raise ConversionError(f"{text}: local files are converted, not URLs. To fix: download it")
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def _no_way(source: str, target: str) -> str:
+    """Return the message that lists the ways there are."""
+    read = [suffix for each in FORMATS for suffix in each.suffixes]
+    written = [suffix for each in FORMATS for suffix in each.written_suffixes]
+    return (
+        f"{source} -> {target}: no way between the two. To fix: convert to .mla from "
+        f"{', '.join(read)}, a folder of DICOM slices or numbered TIFF files; or from "
+        f"{', '.join(MLA.suffixes)} to {', '.join(written)}"
+    )

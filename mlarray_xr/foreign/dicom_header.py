@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Json
     from mlarray_xr.storage.source import LocalSource
 
-__all__ = ["DicomFile", "read_header"]
+__all__ = ["DicomFile", "ObjectWithoutPixels", "read_header"]
 
 _KEPT = (
     "Modality",
@@ -66,7 +66,7 @@ _PIXELS = {
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _DIRECTORY = "1.2.840.10008.1.3.10"
-_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66"
+_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _LONG_VRS = {"OB", "OW", "OF", "OD", "OV", "UN"}
 _IMPLICIT = "1.2.840.10008.1.2"
 _EXPLICIT = {True: "1.2.840.10008.1.2.1", False: "1.2.840.10008.1.2.2"}
@@ -93,8 +93,18 @@ class DicomFile:
     """What is kept of the header."""
 
 
-def read_header(source: LocalSource) -> DicomFile | None:
-    """Read a file up to its pixels; None when it is no DICOM file, or one without pixels.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectWithoutPixels:
+    """A DICOM file that is no image, such as a report or a plan, or is cut off before it shows."""
+
+    path: str
+    """The file."""
+    series_uid: str
+    """Series Instance UID; empty for a directory of files."""
+
+
+def read_header(source: LocalSource) -> DicomFile | ObjectWithoutPixels | None:
+    """Read a file up to its pixels; None when it is no DICOM file.
 
     Only the elements that are needed are taken in: no name, date of birth or other element that
     identifies a patient.
@@ -130,18 +140,21 @@ def _check_name(path: str) -> None:
         )
 
 
-def _read(file: BoundedFile, source: LocalSource) -> DicomFile | None:
+def _read(file: BoundedFile, source: LocalSource) -> DicomFile | ObjectWithoutPixels:
     """Parse an open DICOM file."""
     header, element = _header(file)
     meta = header.file_meta
     if element is None:
         _check_without_pixels(header, meta)
-        return None
+        uid = str(header.get("SeriesInstanceUID") or "")
+        return ObjectWithoutPixels(path=source.path, series_uid=uid)
     tag, vr, length = element
     if vr is not None and vr not in _LONG_VRS:
         raise ConversionError(f"pixels of value representation {vr!r}")
-    if str(header.get("SOPClassUID", "")).startswith(_SEGMENTATION):
-        raise ConversionError("segmentation objects are not read: their frames are no volume")
+    if str(header.get("SOPClassUID", "")) == _SEGMENTATION:
+        raise ConversionError(
+            "segmentation objects are not read: their frames are planes of several segments"
+        )
     implicit, little = header.original_encoding
     guessed = _IMPLICIT if implicit else _EXPLICIT[bool(little)]
     n_frames = int(header.get("NumberOfFrames") or 1)

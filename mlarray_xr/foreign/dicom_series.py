@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.errors import ConversionError, SourceChanged
 from mlarray_xr.foreign.dicom_geometry import Stack, plan_stack
-from mlarray_xr.foreign.dicom_header import DicomFile, read_header
+from mlarray_xr.foreign.dicom_header import DicomFile, ObjectWithoutPixels, read_header
 from mlarray_xr.foreign.raw import local_source
 from mlarray_xr.foreign.reopened import digest_of
 
@@ -100,13 +100,21 @@ def _files(path: str) -> list[DicomFile]:
     else:
         paths = [path]
     headers = [read_header(local_source(each)) for each in paths]
-    found = [file for file in headers if file is not None]
+    found = [file for file in headers if isinstance(file, DicomFile)]
+    others = [file for file in headers if isinstance(file, ObjectWithoutPixels)]
     n_ignored = len(headers) - len(found)
     if not found:
         raise ConversionError(
             f"{path}: no DICOM image is there; {n_ignored} files are no DICOM files or have no "
             "pixels. To fix: name the folder that holds the slices; folders in it are not searched"
         )
+    uids = {file.series_uid for file in found}
+    for other in others:
+        if other.series_uid in uids:
+            raise ConversionError(
+                f"{other.path}: the file has no pixels, and others of its series have: it is "
+                "truncated or damaged"
+            )
     _logger.info("%s: %d DICOM images, %d other files passed over", path, len(found), n_ignored)
     return found
 

@@ -21,12 +21,12 @@ __all__ = [
     "MLA",
     "Format",
     "format_named",
+    "format_of_source",
+    "format_of_target",
     "is_dicom_file",
     "is_dicom_name",
     "is_zarr_folder",
-    "source_format",
     "split_name",
-    "target_format",
 ]
 
 _ZARR_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
@@ -182,7 +182,7 @@ def format_named(name: str) -> Format:
     return found
 
 
-def source_format(path: str, name: str | None = None) -> Format | None:
+def format_of_source(path: str, name: str | None = None) -> Format | None:
     """Return the format of a file or folder: the one that is named, else what it looks like.
 
     Parameters
@@ -212,7 +212,7 @@ def source_format(path: str, name: str | None = None) -> Format | None:
     return _folder_format(path) if os.path.isdir(path) else None
 
 
-def target_format(path: str) -> Format | None:
+def format_of_target(path: str) -> Format | None:
     """Return the format that the name of a target asks for, None when it is not written."""
     found = split_name(os.path.basename(path))[1]
     if found is None or found is MLA:

@@ -273,9 +273,9 @@ def _axis(axis: Any) -> NgffAxis:
     """Read one axis: a name (to 0.3), or name, type and unit."""
     entry = {"name": axis} if isinstance(axis, str) else axis
     name, kind, unit = entry["name"], entry.get("type"), entry.get("unit")
-    if not isinstance(name, str) or name.split() != [name]:
-        raise ConversionError(f"the name {name!r} of an axis is no word")
     kind = _TYPES.get(name) if isinstance(axis, str) else kind
+    if not isinstance(name, str) or (kind == "space" and name.split() != [name]):
+        raise ConversionError(f"the name {name!r} of an axis is no word")
     return NgffAxis(
         name=name,
         kind=kind if isinstance(kind, str) else None,

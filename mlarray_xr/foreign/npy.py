@@ -213,6 +213,8 @@ def _chosen(archive: zipfile.ZipFile, dataset: str | None) -> zipfile.ZipInfo:
             f"{', '.join(map(repr, names[:_SHOWN]))}{example}"
         )
     member = archive.getinfo(name + _ARRAY)
+    if member.header_offset < 0:
+        raise ConversionError(f"{member.filename} starts before the file: the file is damaged")
     is_known = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     if member.flag_bits & _ENCRYPTED or not is_known:
         raise ConversionError(

@@ -140,8 +140,15 @@ def header_for(array: MlaArray) -> NrrdHeader:
     # A plane of a volume becomes a volume of one slice: others know no plane in space.
     removed = [dim for dim in geometry.dims if dim not in axes.dims]
     sizes = {**dict.fromkeys(removed, 1), **dict(zip(axes.dims, array.shape, strict=True))}
+    # The name of a world tells which axis is x; without one, labels do.
+    is_labelled = not space.name and not axes.assumed
     planned = [
-        NrrdAxis(size=n, kind="domain", direction=directions.get(dim))
+        NrrdAxis(
+            size=n,
+            kind="domain",
+            direction=directions.get(dim),
+            label=dim if is_labelled else "",
+        )
         if dim in geometry.dims
         else _other_axis(record, dim, n)
         for dim, n in sizes.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlarray_xr.array import MlaArray
 from mlarray_xr.errors import MlaError
@@ -67,17 +67,16 @@ def recorded_origin(path: str) -> Origin | None:
     record = entry.get(_ENTRY) if type(entry) is dict else None
     if type(record) is not dict or {*record} != {"place", "content", "request"}:
         return None
-    texts = {name: value for name, value in record.items() if type(value) is str}
+    texts = {str(name): value for name, value in record.items() if type(value) is str}
     return Origin(**texts) if len(texts) == len(record) else None
 
 
 def with_origin(metadata: Metadata, origin: Origin) -> Metadata:
     """Return metadata that record an origin, in place of an earlier one."""
-    entry = metadata.extra.get(_KEY)
-    kept = entry if type(entry) is dict else {}
-    return replace(
-        metadata, extra={**metadata.extra, _KEY: {**kept, _ENTRY: {**origin.to_dict()}}}
-    )
+    found = metadata.extra.get(_KEY)
+    entry: dict[Any, Any] = {**found} if type(found) is dict else {}
+    entry[_ENTRY] = origin.to_dict()
+    return replace(metadata, extra={**metadata.extra, _KEY: entry})
 
 
 def plan_step(

@@ -24,7 +24,7 @@ from mlarray_xr.storage.publication import published
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from mlarray_xr.storage.source import LocalSource
 
@@ -203,6 +203,10 @@ class PackedArray:
         whole: Any = self.to_numpy()
         box: NDArray[Any] = whole[(*key, ...)]
         return box
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the whole array as NumPy asks for it."""
+        return np.array(self.to_numpy(), dtype, copy=copy)
 
     def __dask_tokenize__(self) -> tuple[str | int, ...]:
         """Return an identity that is the same in every process and changes when the file does."""

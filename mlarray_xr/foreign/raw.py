@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from mlarray_xr.array import MlaArray
     from mlarray_xr.planning.grid import Box
@@ -86,6 +86,10 @@ class RawArray:
         values: NDArray[Any] = np.array(whole[(*key, ...)])
         self.source.check()
         return values
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the whole array as NumPy asks for it."""
+        return np.array(self.to_numpy(), dtype, copy=copy)
 
     def __dask_tokenize__(self) -> tuple[str | int, ...]:
         """Return an identity that is the same in every process and changes when the file does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mlarray_xr.errors import ConversionError, MissingDependencyError, MlaError
 from mlarray_xr.foreign.reopened import Reopened
+from mlarray_xr.foreign.tiff_chain import count_pages
 from mlarray_xr.foreign.tiff_metadata import Calibration, describe, imagej_calibration
 from mlarray_xr.foreign.tiff_ome import OmeXml
 from mlarray_xr.foreign.tiff_pages import PageTable
@@ -104,12 +106,12 @@ def read_image(source: LocalSource, dataset: str | None) -> TiffImage:
     MissingDependencyError
         When tifffile or imagecodecs is needed and not installed.
     """
-    with _named(source.path), _opened(source) as tiff:
-        ome = _ome_xml(tiff)
+    with _named(source.path), _opened(source) as (tiff, n_pages):
+        ome = _ome_xml(tiff, n_pages)
         series = tiff.series
-        if ome is not None and series and series[0].kind not in ("ome", "imagej"):
-            raise ConversionError("the OME-XML does not describe the pages of the file")
+        _check_kind(tiff, series)
         name, number, level = _choose(series, dataset)
+        _check_declared(level)
         base = series[number]
         if ome is not None:
             calibration = ome.calibration(number, n_images=len(series))
@@ -170,8 +172,11 @@ def _named(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: LocalSource) -> Iterator[TiffFile]:
-    """Open a TIFF file and nothing but this file; what tifffile raises becomes ConversionError."""
+def _opened(source: LocalSource) -> Iterator[tuple[TiffFile, int]]:
+    """Open a TIFF file and nothing but this file; what tifffile raises becomes ConversionError.
+
+    Yields the file and its number of pages.
+    """
     try:
         from tifffile import TiffFile
     except ImportError as error:
@@ -179,31 +184,55 @@ def _opened(source: LocalSource) -> Iterator[TiffFile]:
             "TIFF files need tifffile, which is not installed. "
             'To fix: pip install "mlarray-xr[tiff]"'
         ) from error
+    name = os.path.basename(source.path)
     try:
-        with (
-            io.BufferedReader(source.open()) as file,
+        with io.BufferedReader(source.open()) as file:
+            n_pages = count_pages(
+                file, file_bytes=source.size, has_wide_offsets=name.lower().endswith(".ndpi")
+            )
+            file.seek(0)
             # Formats with pages in other files are left out: a file must not name what is read.
-            TiffFile(
-                cast("Any", file),
-                name=os.path.basename(source.path),
-                _multifile=False,
-                is_mmstack=False,
-                is_ndtiff=False,
-            ) as tiff,
-        ):
-            yield tiff
+            with TiffFile(
+                cast("Any", file), name=name, _multifile=False, is_mmstack=False, is_ndtiff=False
+            ) as tiff:
+                yield tiff, n_pages
     except MlaError:
         raise
     except Exception as error:  # tifffile meets damage with errors of many kinds
         raise ConversionError(f"not a TIFF file that can be read: {error!r}") from error
 
 
-def _ome_xml(tiff: TiffFile) -> OmeXml | None:
+def _check_kind(tiff: TiffFile, series: Sequence[TiffPageSeries]) -> None:
+    """Refuse what tifffile takes for plain pages because their description does not fit them."""
+    kinds = {each.kind for each in series}
+    for is_kind, name in ((tiff.is_ome, "ome"), (tiff.is_imagej, "imagej")):
+        if is_kind and kinds and not kinds & {"shaped", "ome", name}:
+            raise ConversionError(
+                f"the {name} description does not fit the pages of the file: it is truncated or "
+                "damaged"
+            )
+
+
+def _check_declared(level: TiffPageSeries) -> None:
+    """Refuse fewer pages than the shape needs that tifffile wrote into the description."""
+    from tifffile.tifffile import shaped_description_metadata
+
+    text = level.keyframe.shaped_description if level.kind == "shaped" else None
+    if text is not None:
+        declared = shaped_description_metadata(text)["shape"]
+        if math.prod(declared) != math.prod(level.get_shape(False)):
+            raise ConversionError(
+                f"the description says {tuple(declared)}, and the pages make up "
+                f"{tuple(level.shape)}: the file is truncated or damaged"
+            )
+
+
+def _ome_xml(tiff: TiffFile, n_pages: int) -> OmeXml | None:
     """Return the checked OME-XML of a file that has one."""
     text = tiff.ome_metadata if tiff.is_ome else None
     if text is None:
         return None
-    return OmeXml.parse(text, file_name=tiff.filename, n_pages=len(tiff.pages))
+    return OmeXml.parse(text, file_name=tiff.filename, n_pages=n_pages)
 
 
 def _imagej(tiff: TiffFile, series: TiffPageSeries) -> Calibration:

@@ -7,12 +7,13 @@ import errno
 import os
 import shutil
 import uuid
+import warnings
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
 
-from mlarray_xr.attributes import is_name
+from mlarray_xr.attributes import METADATA_ATTR, is_name
 from mlarray_xr.coordinates import attach_coords
 from mlarray_xr.dataset import dataset_from
 from mlarray_xr.errors import ConversionError, FormatError, MissingDependencyError
@@ -41,7 +42,6 @@ __all__ = ["open_image", "write_image"]
 
 _PART_BYTES = 32 << 20
 _ROOT_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
-_IMAGE = "image"
 
 
 def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> ForeignImage:
@@ -81,8 +81,9 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
     store = ZarrStore.at(path)
     with explained(store.path):
         root = store.node("")
-        if root is not None and is_ome(root):
-            return open_ome_image(path, scratch_dir=scratch_dir, dataset=dataset)
+    if root is not None and is_ome(root):
+        return open_ome_image(path, scratch_dir=scratch_dir, dataset=dataset)
+    with explained(store.path):
         name = "/".join(dataset_parts(dataset or ""))
         start = store.node(name)
         if start is None:
@@ -149,6 +150,9 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
 def _only_array(store: ZarrStore, group: ZarrNode) -> ZarrNode:
     """Return the only image in a group, or below it."""
     arrays = {node.name: node for node in store.walk(group) if node.is_array}
+    ours = [node for node in arrays.values() if METADATA_ATTR in node.attributes]
+    if len(ours) == 1:
+        return ours[0]
     used = {other for node in (group, *arrays.values()) for other in _coordinates(node)}
     candidates = {
         name: (node.shape, kind)
@@ -185,12 +189,14 @@ def _labelled(array: MlaArray) -> xr.DataArray:
     stand_in = np.broadcast_to(np.zeros((), np.bool_), array.shape)
     dataset = dataset_from(stand_in, array)
     labelled = attach_coords(next(iter(dataset.data_vars.values())))
-    wrong = [name for name in (*labelled.dims, *labelled.coords) if not _is_path_part(name)]
+    names = {labelled.name, *labelled.dims, *labelled.coords}
+    wrong = sorted(str(name) for name in names if not _is_path_part(name))
     if wrong:
         raise ConversionError(
-            f"{wrong} cannot name arrays in Zarr. To fix: rename these dimensions or coordinates"
+            f"{wrong} cannot name arrays in Zarr. To fix: rename the array, its dimensions or its "
+            "coordinates"
         )
-    return labelled if _is_path_part(labelled.name) else labelled.rename(_IMAGE)
+    return labelled
 
 
 def _is_path_part(name: object) -> bool:
@@ -211,9 +217,14 @@ def _write_labels(array: MlaArray, labelled: xr.DataArray, folder: str) -> None:
         ) from error
     coords = xr.Dataset(coords=labelled.coords)
     too_long = [name for name in coords.coords if coords[name].size > MAX_COORDINATE_LENGTH]
-    texts = {name: c.astype(object) for name, c in coords.coords.items() if c.dtype.kind == "U"}
+    # Texts of fixed size have no specification in Zarr 3.
+    text_type = np.dtypes.StringDType()
+    texts = {name: c.astype(text_type) for name, c in coords.coords.items() if c.dtype.kind == "U"}
     coords = coords.assign_coords(texts).drop_vars(too_long)
-    coords.to_zarr(folder, mode="w-", zarr_format=3, consolidated=False)
+    with warnings.catch_warnings():
+        # Names with spaces cannot be listed as coordinates; they are in our metadata.
+        warnings.simplefilter("ignore", xr.SerializationWarning)
+        coords.to_zarr(folder, mode="w-", zarr_format=3, consolidated=False)
     axes = stored_axes(array.metadata, array.ndim)
     ome = multiscales_of(
         dims=axes.dims,
@@ -272,7 +283,7 @@ def _published(path: str, *, overwrite: bool, source: str | None) -> Iterator[st
         for folder, _, files in os.walk(temporary):
             for name in (*files, ""):
                 _force_to_disk(os.path.join(folder, name))
-        _rename(temporary, target)
+        _rename(temporary, target, overwrite=overwrite)
         _force_to_disk(parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -290,10 +301,10 @@ def _check_replaceable(target: str, source: str | None) -> None:
         )
 
 
-def _rename(temporary: str, target: str) -> None:
+def _rename(temporary: str, target: str, *, overwrite: bool) -> None:
     """Move a finished folder to its name, and one that had the name out of the way."""
     aside = f"{temporary}.old"
-    is_replaced = os.path.isdir(target) and bool(os.listdir(target))
+    is_replaced = overwrite and os.path.lexists(target)
     if is_replaced:
         os.rename(target, aside)
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlarray_xr.attributes import read_metadata
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.image import ForeignImage
 from mlarray_xr.foreign.labelled import (
@@ -22,6 +23,7 @@ from mlarray_xr.foreign.labelled import (
     labelled_metadata,
 )
 from mlarray_xr.foreign.zarr_store import ZarrArray, ZarrNode, ZarrStore, chunk_keys
+from mlarray_xr.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,6 +107,10 @@ def _coordinate_names(store: ZarrStore, node: ZarrNode, dims: Sequence[str | Non
         return []
     names = coordinate_names([dim for dim in dims if dim is not None], node.attributes)
     names += coordinate_names((), parent.attributes)
+    stored = read_metadata(node.attributes)
+    if stored is not None:
+        # Those with a space in their name cannot be listed in an attribute.
+        names += Record.of(stored[0], shape=stored[1]).coords
     return [name for name in dict.fromkeys(names) if name != own and dataset_parts(name) == (name,)]
 
 

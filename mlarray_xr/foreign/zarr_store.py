@@ -368,6 +368,8 @@ def _check_codecs(node: ZarrNode) -> None:
 
 def chunk_keys(array: Any, name: str, key: tuple[slice, ...]) -> Iterator[str]:
     """Return the keys of the chunks, or shards of chunks, that a box touches."""
+    if any(k.start >= k.stop for k in key):
+        return
     stored = array.shards or array.chunks
     ranges = [range(k.start // n, -(-k.stop // n)) for k, n in zip(key, stored, strict=True)]
     for at in itertools.product(*ranges):

@@ -26,6 +26,19 @@ MAX_NDIM = 16
 MAX_PADDED_CHUNK_BYTES = (1 << 31) - 33
 _FIRST_BYTES = b"\x9e\xa8b2frame\x00"
 _MAP_AT = 87
+_CODEC_NAMES = {0: "blosclz", 1: "lz4", 2: "lz4hc", 4: "zlib", 5: "zstd"}
+_FILTER_NAMES = {
+    1: "shuffle",
+    2: "bitshuffle",
+    3: "delta",
+    4: "trunc_prec",
+    32: "ndcell",
+    33: "ndmean",
+    35: "bytedelta",
+    36: "int_trunc",
+}
+# The ids of plugins do not fit the four bits; another byte has them.
+_PLUGIN_CODECS = (6, 15)
 _DTYPE = re.compile(
     r"[<>|=]?(b1|i[1248]|u[1248]|f[248]|c8|c16|f16|c32"
     r"|[mM]8(\[\d{0,9}[a-zA-Z]{1,2}\])?|[SUV]\d{1,6})"
@@ -58,6 +71,10 @@ class FrameHeader:
     """Default compression level."""
     filters: tuple[int, ...]
     """Default filter pipeline, six ids."""
+    filters_meta: tuple[int, ...]
+    """The parameter of each of these filters."""
+    uses_dictionary: bool
+    """Whether the blocks of a chunk share a dictionary by default."""
     shape: tuple[int, ...]
     """Extents of the array, array order."""
     chunks: tuple[int, ...]
@@ -88,6 +105,16 @@ class FrameHeader:
     def index_start(self) -> int:
         """First byte of the index chunk."""
         return self.header_len + self.payload_len
+
+    @property
+    def codec_name(self) -> str:
+        """Name of the default codec, or its id."""
+        return _CODEC_NAMES.get(self.codec, f"codec {self.codec}")
+
+    @property
+    def filter_names(self) -> tuple[str, ...]:
+        """Names of the default filters that do something, in order."""
+        return tuple(_FILTER_NAMES.get(f, f"filter {f}") for f in self.filters if f)
 
 
 def header_length(first: bytes, *, file_size: int, name: str) -> int:
@@ -177,9 +204,11 @@ def parse_header(head: bytes, *, file_size: int, name: str = "frame") -> FrameHe
         chunksize=chunksize,
         has_vlmeta=vlmeta_flag == b"\xc3",
         version=version,
-        codec=pipeline[6] if codec_byte & 0x0F == 15 else codec_byte & 0x0F,
+        codec=pipeline[6] if codec_byte & 0x0F in _PLUGIN_CODECS else codec_byte & 0x0F,
         level=codec_byte >> 4,
         filters=tuple(pipeline[:6]),
+        filters_meta=tuple(pipeline[8:14]),
+        uses_dictionary=bool(pipeline[14] & 1),
         shape=shape,
         chunks=chunks,
         blocks=blocks,

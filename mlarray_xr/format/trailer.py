@@ -147,9 +147,10 @@ def encode_trailer(entries: Mapping[str, bytes]) -> bytes:
     Parameters
     ----------
     entries
-        The value of each entry, a Blosc2 chunk, by its name of 1 to 31 ASCII characters.
+        The value of each entry, a Blosc2 chunk, by its name of 1 to 31 bytes.
     """
-    names = [bytes([0xA0 + len(name)]) + name.encode("ascii") for name in entries]
+    texts = [name.encode() for name in entries]
+    names = [bytes([0xA0 + len(text)]) + text for text in texts]
     map_len = 6 + sum(len(name) + 5 for name in names)
     offset = 2 + 1 + map_len + 3
     head = b""
@@ -158,19 +159,19 @@ def encode_trailer(entries: Mapping[str, bytes]) -> bytes:
         offset += _VALUE_HEAD_BYTES + len(value)
     count = struct.pack(">H", len(names))
     body = b"".join(struct.pack(">BI", 0xC6, len(value)) + value for value in entries.values())
-    start = b"\x94\x01\x93\xcd" + struct.pack(">H", map_len) + b"\xde" + count + head
+    start = b"\x94\x01\x93\xcd" + struct.pack(">H", map_len & 0xFFFF) + b"\xde" + count + head
     trailer = start + b"\xdc" + count + body
     # The fingerprint of type 0: none.
     return trailer + struct.pack(">BIBB", 0xCE, len(trailer) + FOOTER_BYTES, 0xD8, 0) + bytes(16)
 
 
 def pack_bytes(content: bytes) -> bytes:
-    """Return content as one msgpack byte string, see `unpack_bytes`.
+    r"""Return content as one msgpack byte string, see `unpack_bytes`.
 
     Examples
     --------
     >>> pack_bytes(b"ab")
-    b'\\xc4\\x02ab'
+    b'\xc4\x02ab'
     """
     tag, width = next((t, w) for t, w in _BIN_LENGTH_WIDTHS.items() if len(content) < 1 << (8 * w))
     return bytes([tag]) + len(content).to_bytes(width, "big") + content

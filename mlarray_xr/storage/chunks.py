@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, parse_chunk_header
+from mlarray_xr.storage.tiles import untile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode_checked_chunk", "decode_chunk"]
+__all__ = ["decode_checked_chunk", "decode_chunk", "decode_values"]
 
 _REPEATED = 3
 _NAN = 2
@@ -83,3 +85,30 @@ def decode_checked_chunk(chunk: bytes, *, nbytes: int, name: str) -> NDArray[np.
         msg = f"{name}: the chunk of {len(chunk)} bytes cannot be decoded: {error}"
         raise ChunkError(msg) from error
     return decoded
+
+
+def decode_values(
+    chunk: bytes, out: NDArray[Any], *, chunks: tuple[int, ...], blocks: tuple[int, ...], name: str
+) -> None:
+    """Put the elements of a whole chunk, whose header has been checked, into array order.
+
+    Parameters
+    ----------
+    chunk
+        The chunk's bytes, header included, exactly.
+    out
+        Where they go, of any strides; smaller than `chunks` at the array's edge.
+    chunks, blocks
+        Shapes of chunk and block, array order.
+    name
+        What to call the chunk in errors.
+
+    Raises
+    ------
+    ChunkError
+        When the content cannot be decoded.
+    """
+    padded = (-(-c // b) * b for c, b in zip(chunks, blocks, strict=True))
+    nbytes = math.prod(padded) * out.dtype.itemsize
+    tiles = decode_checked_chunk(chunk, nbytes=nbytes, name=name)
+    untile(tiles.view(out.dtype), out, chunks=chunks, blocks=blocks)

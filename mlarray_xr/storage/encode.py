@@ -189,7 +189,7 @@ def _encode_chunk(
 
 
 def _fill_range(values: NDArray[Any], tiles: NDArray[Any], entry: NDArray[Any]) -> None:
-    """Record smallest, largest and number of non-zero values; NaN counts as none of them.
+    """Record smallest, largest and number of non-zero values; NaN has no order and is not zero.
 
     The block-major copy is contiguous and in the cache: three passes over it cost less than one
     over a strided view. Its padding of zeros is in the way of the range only, at the array's edge.

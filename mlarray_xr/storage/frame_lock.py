@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -47,34 +48,26 @@ def frame_lock(path: str, *, wait_seconds: float = _WAIT_SECONDS) -> Iterator[No
     TargetBusy
         When another handle keeps the lock.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows, where C-Blosc2 locks by other means
-        yield
-        return
     name = path + _SUFFIX
-    descriptor, is_new = _open(name)
-    try:
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TargetBusy(_busy(path, name)) from None
-                time.sleep(_POLL_SECONDS)
-                continue
-            except OSError:
-                break  # no locks on this file system
-            if not _is_named(descriptor, name):  # removed and made anew meanwhile
-                os.close(descriptor)
-                descriptor, is_new = _open(name)
-                continue
-            _count(descriptor)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        descriptor, is_new = _open(name)
+        try:
+            is_ours = _acquire(descriptor, deadline=deadline) and is_new
+        except BlockingIOError:
+            os.close(descriptor)
+            msg = (
+                f"{path}: another program holds the lock {name} (python-blosc2 with locking=True). "
+                "To fix: end its holding_lock() block, or that program"
+            )
+            raise TargetBusy(msg) from None
+        if _is_named(descriptor, name):
             break
+        os.close(descriptor)  # removed and made anew meanwhile: that one counts
+    try:
         yield
     finally:
-        if is_new and not _is_wanted(descriptor):
+        if is_ours and not _is_wanted(descriptor):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
         os.close(descriptor)
@@ -83,10 +76,47 @@ def frame_lock(path: str, *, wait_seconds: float = _WAIT_SECONDS) -> Iterator[No
 def _open(name: str) -> tuple[int, bool]:
     """Open the lock file, and tell whether it was made by this call."""
     # A link could lead to a file of somebody else, in which the count would be written.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(FileExistsError):
         return os.open(name, flags | os.O_EXCL, 0o666), True
     return os.open(name, flags, 0o666), False
+
+
+def _acquire(descriptor: int, *, deadline: float) -> bool:
+    """Take the lock and count this holder; do without where there are no locks.
+
+    Returns
+    -------
+    bool
+        Whether nobody seems to have had it before.
+
+    Raises
+    ------
+    BlockingIOError
+        When somebody else still has it at the deadline.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where C-Blosc2 locks by other means
+        return True
+    is_first = True
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            is_first = False
+            time.sleep(_POLL_SECONDS)
+        except OSError:
+            return True  # no locks on this file system
+        else:
+            break
+    found = os.pread(descriptor, _COUNT_BYTES, _COUNT_AT)
+    count = int.from_bytes(found, sys.byteorder) if len(found) == _COUNT_BYTES else 0
+    raised = (count + 1) % (1 << (8 * _COUNT_BYTES))
+    os.pwrite(descriptor, raised.to_bytes(_COUNT_BYTES, sys.byteorder), _COUNT_AT)
+    return is_first and count == 0
 
 
 def _is_named(descriptor: int, name: str) -> bool:
@@ -98,16 +128,6 @@ def _is_named(descriptor: int, name: str) -> bool:
     return os.path.samestat(found, os.fstat(descriptor))
 
 
-def _count(descriptor: int) -> None:
-    """Add one to the count of exclusive holders; a new file counts as 0."""
-    import sys
-
-    found = os.pread(descriptor, _COUNT_BYTES, _COUNT_AT)
-    count = int.from_bytes(found, sys.byteorder) if len(found) == _COUNT_BYTES else 0
-    raised = (count + 1) % (1 << (8 * _COUNT_BYTES))
-    os.pwrite(descriptor, raised.to_bytes(_COUNT_BYTES, sys.byteorder), _COUNT_AT)
-
-
 def _is_wanted(descriptor: int) -> bool:
     """Tell whether somebody waits for the lock, or that cannot be told."""
     inode = os.fstat(descriptor).st_ino
@@ -117,11 +137,3 @@ def _is_wanted(descriptor: int) -> bool:
     except OSError:
         return True
     return any(field.endswith(f":{inode}") for fields in waiting for field in fields)
-
-
-def _busy(path: str, name: str) -> str:
-    """Return what to say of a lock that is not given up."""
-    return (
-        f"{path}: another program holds the lock {name} (python-blosc2 with locking=True). "
-        "To fix: end its holding_lock() block, or the program"
-    )

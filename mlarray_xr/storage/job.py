@@ -22,7 +22,7 @@ from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.segments import find_segments, write_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
@@ -40,6 +40,7 @@ __all__ = [
     "Sliceable",
     "WriteJob",
     "identity_of",
+    "part_of",
     "run_ordered",
 ]
 
@@ -133,15 +134,13 @@ class WriteJob:
         """
         begin = time.perf_counter()
         if self._is_going_on():
-            found = self.segments_found(check=False)
-            missing = sorted(set(range(len(self.parts))) - found.keys())
-            if missing:
-                msg = f"{self.staging.folder}: {len(missing)} parts missing, first {missing[0]}"
-                raise ValueError(msg)
-            with self._publishing() as writer:
-                writer.adopt([found[part] for part in range(len(self.parts))])
-                writer.finish()
-            self.staging.remove()
+            try:
+                self._join()
+            except (OSError, ValueError):
+                # Another attempt of the same task may have finished at the same time.
+                if self._is_going_on():
+                    raise
+        self.staging.remove()
         return Finished(
             file_bytes=os.path.getsize(self.staging.target),
             seconds=time.perf_counter() - begin,
@@ -150,16 +149,16 @@ class WriteJob:
 
     def write_directly(self, values: Sliceable, progress: Progress | None) -> Finished:
         """Encode an array in the threads of this process straight into the new file."""
+        tasks = [partial(self._encode, values, box) for box in self.parts.boxes()]
         with self._publishing() as writer:
             n_done = 0
-            encoded = run_ordered(
-                [partial(self._encode, values, box) for box in self.parts.boxes()]
-            )
-            for chunks in encoded:
-                writer.append(chunks)
-                n_done += len(chunks)
-                if progress is not None:
-                    progress(n_done, self.plan.n_chunks)
+            self._tell(progress, n_done)
+            # Closed: were the disk full, other threads would go on to read the values.
+            with contextlib.closing(run_ordered(tasks)) as encoded:
+                for chunks in encoded:
+                    writer.append(chunks)
+                    n_done += len(chunks)
+                    self._tell(progress, n_done)
             begin = time.perf_counter()
             writer.finish()
         self.staging.remove()
@@ -177,20 +176,37 @@ class WriteJob:
         n_done = self.plan.n_chunks - sum(len(self.plan.numbers_in(boxes[i])) for i in missing)
         tasks = [partial(self._write, values, boxes[part], part) for part in missing]
         records = []
-        for record in run_ordered(tasks):
-            records.append(record)
-            n_done += len(self.plan.numbers_in(boxes[record.part]))
-            if progress is not None:
-                progress(n_done, self.plan.n_chunks)
+        self._tell(progress, n_done)
+        with contextlib.closing(run_ordered(tasks)) as written:
+            for record in written:
+                records.append(record)
+                n_done += len(self.plan.numbers_in(boxes[record.part]))
+                self._tell(progress, n_done)
         return self.finish(records)
+
+    def _join(self) -> None:
+        """Join all segments into the file, and publish it."""
+        found = self.segments_found(check=False)
+        missing = sorted(set(range(len(self.parts))) - found.keys())
+        if missing:
+            msg = f"{self.staging.folder}: {len(missing)} parts missing, first {missing[0]}"
+            raise ValueError(msg)
+        with self._publishing() as writer:
+            writer.adopt([found[part] for part in range(len(self.parts))])
+            writer.finish()
+
+    def _tell(self, progress: Progress | None, n_done: int) -> None:
+        """Tell how many chunks are done, if anybody wants to know."""
+        if progress is not None:
+            progress(n_done, self.plan.n_chunks)
 
     def _encode(self, values: Sliceable, box: Box) -> list[EncodedChunk]:
         """Encode one part of an array."""
-        return list(encode_part(_part_of(values, box), box, self.plan))
+        return list(encode_part(part_of(values, box), box, self.plan))
 
     def _write(self, values: Sliceable, box: Box, part: int) -> PartRecord:
         """Leave one part of an array as a segment."""
-        return self.write_part(_part_of(values, box), box, part=part)
+        return self.write_part(part_of(values, box), box, part=part)
 
     @contextlib.contextmanager
     def _publishing(self) -> Iterator[FrameWriter]:
@@ -225,7 +241,7 @@ def identity_of(path: str) -> tuple[int, ...] | None:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def run_ordered(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+def run_ordered(tasks: Iterable[Callable[[], Result]]) -> Generator[Result]:
     """Run tasks in threads and yield results in order, keeping one more than threads under way.
 
     No thread idles while a result is used, and no more than that many results wait.
@@ -245,7 +261,7 @@ def run_ordered(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
                 future.cancel()
 
 
-def _part_of(values: Sliceable, box: Box) -> NDArray[Any]:
+def part_of(values: Sliceable, box: Box) -> NDArray[Any]:
     """Read one part of an array; the ellipsis keeps a 0-d array, and its byte order."""
     key: tuple[Any, ...] = tuple(slice(start, stop) for start, stop in box)
     return np.asarray(values[key or (...,)])

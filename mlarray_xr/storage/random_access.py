@@ -16,7 +16,7 @@ __all__ = ["RandomAccessFile"]
 
 
 class RandomAccessFile:
-    """A file open for reading and writing, without a buffer: each write is one system call.
+    r"""A file open for reading and writing, without a buffer: each write is one system call.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class RandomAccessFile:
     >>> with RandomAccessFile("scratch.bin", mode="x+") as file:
     ...     file.write(b"cdef", at=2)
     ...     file.read(1, 4)
-    b'\\x00cd'
+    b'\x00cd'
     """
 
     def __init__(self, path: str, *, mode: str) -> None:

@@ -102,7 +102,7 @@ def find_segments(
 ) -> dict[int, Segment]:
     """Return the first good segment of every part that has one.
 
-    Torn, damaged and foreign files are passed over: their parts count as not written.
+    Torn and foreign files are passed over: their parts count as not written.
 
     Parameters
     ----------
@@ -114,18 +114,23 @@ def find_segments(
         The chunks of every part by its number.
     check
         Whether to compare every chunk with its checksum: of what another process left. What this
-        write left just now needs it not.
+        write left just now needs it not. Damaged segments are removed, because whoever joins the
+        segments without this check could prefer one to its replacement.
+
+    Raises
+    ------
+    OSError
+        When the disk fails.
     """
     found: dict[int, Segment] = {}
-    for name in sorted(os.listdir(staging.folder)):
-        if not name.endswith(_SUFFIX):
-            continue
+    for name in _segment_names(staging.folder):
         segment = _read_segment(staging.path(name), staging.write_id, plan)
         if segment is None or segment.part in found or segment.part not in numbers:
             continue
         if not np.array_equal(segment.entries["number"], numbers[segment.part]):
             continue
         if check and not _is_intact(segment):
+            os.unlink(segment.path)
             continue
         found[segment.part] = segment
     return found
@@ -134,9 +139,15 @@ def find_segments(
 def parts_on_disk(staging: Staging) -> set[int]:
     """Return the numbers of the parts that have a segment, by the names of files alone."""
     with contextlib.suppress(FileNotFoundError):
-        names = [name for name in os.listdir(staging.folder) if name.endswith(_SUFFIX)]
+        names = _segment_names(staging.folder)
         return {int(number) for name in names if (number := name.partition(".")[0]).isdecimal()}
     return set()
+
+
+def _segment_names(folder: str) -> list[str]:
+    """Return the names of the files that may be segments, in order."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.name.endswith(_SUFFIX) and e.is_file())
 
 
 def _closing(table: NDArray[Any], write_id: str, *, part: int, payload_bytes: int) -> bytes:
@@ -167,6 +178,10 @@ def _read_segment(path: str, write_id: str, plan: FramePlan) -> Segment | None:
     except OSError:
         return None
     if _closing(table, write_id, part=part, payload_bytes=payload_bytes)[-len(footer) :] != footer:
+        return None
+    ends = np.cumsum(table["length"], dtype=np.int64)
+    is_gapless = np.array_equal(table["offset"], ends - table["length"])
+    if not is_gapless or (table["length"] < 0).any() or ends[-1:].sum() != payload_bytes:
         return None
     return Segment(path=path, part=part, payload_bytes=payload_bytes, entries=table)
 

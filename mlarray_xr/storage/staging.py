@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
+import re
 import socket
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.errors import ConversionError, SourceError, TargetBusy
+from mlarray_xr.storage.json_record import (
+    create_record,
+    read_record,
+    remove_file,
+    replace_record,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["Staging", "claim"]
+__all__ = ["Staging", "claim", "owned"]
 
 _SUFFIX = ".parts"
 _OWNER, _PLAN = "owner.json", "plan.json"
-_OWN_ENDINGS = (".seg", ".tmp", ".raw")
+_ENDINGS = (".seg", ".tmp", ".raw")
+_OWN_NAME = re.compile(r"(.*\.)?[0-9a-f]{32}\.[a-z]+", re.DOTALL)
+_WRITE_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_NAME_BYTES = 255
-_MAX_RECORD_BYTES = 64 << 20
 _ATTEMPTS = 10
 
 
@@ -41,6 +48,8 @@ class Staging:
     """Absolute path of the file that is written."""
     write_id: str
     """Names the write: 32 hexadecimal digits."""
+    claim_id: str
+    """Names the claim; a write that is resumed has several."""
 
     def path(self, name: str) -> str:
         """Return the path of something in the folder."""
@@ -54,24 +63,32 @@ class Staging:
         SourceError
             When it is gone or belongs to another write: this one was finished or given up.
         """
-        record = _read_record(self.path(_PLAN))
+        record = read_record(self.path(_PLAN))
         if record is None or record.get("write_id") != self.write_id:
             msg = (
                 f"{self.folder}: the folder no longer belongs to this write: it was finished, "
-                "cancelled or started anew meanwhile. To fix: start the write again"
+                "cancelled or started anew meanwhile, or this process does not see it. To fix: "
+                "(1) start the write again; (2) write where all workers see the same files"
             )
             raise SourceError(msg)
 
     def release(self) -> None:
         """Give up ownership and leave what is done for a later write to resume."""
-        _unlink(self.path(_OWNER))
+        _disown(self.folder, self.claim_id)
 
     def remove(self) -> None:
-        """Remove the folder and everything of ours in it; the last to go is the owner's record."""
+        """Remove the folder and everything of ours in it, unless another write has it by now.
+
+        The plan goes first, so that straggling tasks stop; the owner's record last, so that nobody
+        else begins before.
+        """
+        plan = _read_plan(self.folder) or {}
+        if plan.get("write_id") != self.write_id and not _is_owner(self.folder, self.claim_id):
+            return
+        remove_file(self.path(_PLAN))
         _clear(self.folder)
-        _unlink(self.path(_OWNER))
-        with contextlib.suppress(OSError):  # a straggling task may have left something just now
-            os.rmdir(self.folder)
+        remove_file(self.path(_OWNER))
+        _remove_empty(self.folder)  # a straggling task may have left something just now
 
 
 def staging_folder(target: str) -> str:
@@ -86,7 +103,8 @@ def claim(target: str, plan: Mapping[str, Any], *, resume: bool) -> tuple[Stagin
     """Become the only writer of a target.
 
     A folder that a dead process left is taken over: cleared, or kept when `resume` is asked for
-    and its plan is the same.
+    and its plan is the same. A process that resumes a write of its own, such as one whose Delayed
+    failed, shares the claim that it has.
 
     Parameters
     ----------
@@ -113,22 +131,57 @@ def claim(target: str, plan: Mapping[str, Any], *, resume: bool) -> tuple[Stagin
     """
     folder = staging_folder(target)
     _make_folder(folder, target)
-    recorded = _own(folder, target, resume=resume)
+    owner, shared = _own(folder, target, resume=resume)
+    if shared is not None:
+        _check_same(shared, plan, folder)
+        return _staging(folder, target, plan=shared, owner=owner), shared
     try:
-        found = _read_record(os.path.join(folder, _PLAN)) if resume else None
+        found = _read_plan(folder) if resume else None
         if found is not None:
             _check_same(found, plan, folder)
-            staging = Staging(folder=folder, target=target, write_id=str(found["write_id"]))
             _clear(folder, endings=(".tmp",))
-            return staging, found
-        _clear(folder)
-        staging = Staging(folder=folder, target=target, write_id=recorded["write_id"])
-        fresh = {**plan, "write_id": staging.write_id}
-        _write_record(staging.path(_PLAN), fresh)
+        else:
+            _clear(folder)
+            found = {**plan, "write_id": uuid.uuid4().hex}
+            replace_record(os.path.join(folder, _PLAN), found)
     except BaseException:
-        _unlink(os.path.join(folder, _OWNER))
+        _disown(folder, owner["claim_id"])
         raise
-    return staging, fresh
+    return _staging(folder, target, plan=found, owner=owner), found
+
+
+def _staging(
+    folder: str, target: str, *, plan: Mapping[str, Any], owner: Mapping[str, Any]
+) -> Staging:
+    """Return the address of a folder that is owned."""
+    return Staging(
+        folder=folder, target=target, write_id=plan["write_id"], claim_id=owner["claim_id"]
+    )
+
+
+@contextlib.contextmanager
+def owned(target: str) -> Iterator[None]:
+    """Be the only writer of a target while the block runs, and leave what others left to resume.
+
+    Parameters
+    ----------
+    target
+        Absolute path of the file.
+
+    Raises
+    ------
+    TargetBusy
+        When another writer is at work, or may be.
+    OSError
+        When the folder cannot be made.
+    """
+    folder = staging_folder(target)
+    _make_folder(folder, target)
+    owner, _ = _own(folder, target, resume=False)
+    try:
+        yield
+    finally:
+        _disown(folder, owner["claim_id"])
 
 
 def _make_folder(folder: str, target: str) -> None:
@@ -140,38 +193,87 @@ def _make_folder(folder: str, target: str) -> None:
         os.mkdir(folder)
 
 
-def _own(folder: str, target: str, *, resume: bool) -> dict[str, Any]:
-    """Create the owner's record, which only one process can; return it."""
+def _own(folder: str, target: str, *, resume: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Create the owner's record, which only one process can; or share that of this process.
+
+    Returns the record, and the plan when it is shared.
+    """
     path = os.path.join(folder, _OWNER)
-    mine = {**_this_process(), "write_id": uuid.uuid4().hex}
+    mine = {**_this_process(), "claim_id": uuid.uuid4().hex}
     for _ in range(_ATTEMPTS):
-        if _create_record(path, mine):
-            return mine
-        owner = _read_record(path)
+        if _create_owner(folder, mine):
+            return mine, None
+        owner = read_record(path)
         if owner is None:
             continue  # released between the two steps
-        is_mine = resume and all(owner.get(key) == mine[key] for key in _this_process())
-        if not (is_mine or _is_dead(owner)):
+        is_mine = {**mine, "claim_id": owner.get("claim_id")} == owner
+        if resume and is_mine and (plan := _read_plan(folder)) is not None:
+            return owner, plan
+        if not _is_dead(owner):
             break
         _depose(path, owner)
-    owner = _read_record(path) or {}
-    msg = (
-        f"{target}: process {owner.get('pid')} on {owner.get('host')!r} is writing it (write "
-        f"{owner.get('write_id')}). To fix: (1) wait for it; (2) if it is known to be dead, remove "
+    raise _busy(folder, target)
+
+
+def _create_owner(folder: str, owner: Mapping[str, Any]) -> bool:
+    """Create the owner's record unless there is one; tell whether there was none."""
+    try:
+        return create_record(os.path.join(folder, _OWNER), owner)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)  # removed by a writer that just ended
+        return False
+    except BaseException:
+        _remove_empty(folder)
+        raise
+
+
+def _is_owner(folder: str, claim_id: str) -> bool:
+    """Tell whether the owner's record is that of a claim."""
+    owner = read_record(os.path.join(folder, _OWNER)) or {}
+    return owner.get("claim_id") == claim_id
+
+
+def _disown(folder: str, claim_id: str) -> None:
+    """End a claim; of an unfinished write, which can be resumed, the folder stays."""
+    if _is_owner(folder, claim_id):
+        remove_file(os.path.join(folder, _OWNER))
+        _remove_empty(folder)
+
+
+def _busy(folder: str, target: str) -> TargetBusy:
+    """Return the error for a target that somebody else is writing."""
+    owner = read_record(os.path.join(folder, _OWNER)) or {}
+    who = "somebody, whose record cannot be read,"
+    if "pid" in owner:
+        who = f"process {owner['pid']} on {owner.get('host')!r}"
+    return TargetBusy(
+        f"{target}: {who} is writing it. To fix: (1) wait; (2) if nobody is for certain, remove "
         f"the folder {folder}"
     )
-    raise TargetBusy(msg)
 
 
 def _depose(path: str, owner: Mapping[str, Any]) -> None:
-    """Move the record of a dead owner away; of several processes that try, one succeeds."""
-    moved = f"{path}.{uuid.uuid4().hex}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, moved)
-        if _read_record(moved) != owner:  # somebody else was faster, and this is the new owner
-            with contextlib.suppress(OSError):
-                os.link(moved, path)
-        os.unlink(moved)
+    """Remove the record of a dead owner, and not that of whoever came after it."""
+    with _locked(path):
+        if read_record(path) == owner:
+            remove_file(path)
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold a lock on a file inside the block, where there are such locks.
+
+    One of this machine is enough: nobody on another one calls an owner dead.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            mode = "r+b" if os.access(path, os.W_OK) else "rb"  # NFS locks what may be written
+            file = stack.enter_context(open(path, mode))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _this_process() -> dict[str, Any]:
@@ -188,7 +290,8 @@ def _this_process() -> dict[str, Any]:
 def _is_dead(owner: Mapping[str, Any]) -> bool:
     """Tell whether an owner is dead for certain: one of another machine never is."""
     here = _this_process()
-    if owner.get("host") != here["host"]:
+    # On Windows the question would not be a question: os.kill ends or interrupts the process.
+    if owner.get("host") != here["host"] or os.name != "posix":
         return False
     if owner.get("boot") != here["boot"]:
         return bool(here["boot"] and owner.get("boot"))
@@ -199,16 +302,22 @@ def _is_dead(owner: Mapping[str, Any]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except OSError:
+    except (OSError, OverflowError):
         return False
-    return bool(owner.get("started")) and owner["started"] != _started(pid)
+    now = _started(pid)
+    return bool(now and owner.get("started")) and now != owner["started"]
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, in ticks since boot; numbers of processes are used again."""
-    # Field 22; the second one is the name in parentheses, which may hold spaces.
+    """Return when a process started, in ticks since boot; numbers of processes are used again.
+
+    Nothing where it cannot be told, ``"ended"`` of one that only waits to be noticed by its parent.
+    """
+    # Fields 3 and 22; the second one is the name in parentheses, which may hold spaces.
     fields = _text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""
+    if len(fields) < 20:
+        return ""
+    return "ended" if fields[0] in "ZX" else fields[19]
 
 
 def _text_of(path: str) -> str:
@@ -246,57 +355,23 @@ def _check_same(found: Mapping[str, Any], plan: Mapping[str, Any], folder: str) 
     raise ConversionError(msg)
 
 
-def _read_record(path: str) -> dict[str, Any] | None:
-    """Return a record; None when it is not there or not whole."""
-    try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read(_MAX_RECORD_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+def _read_plan(folder: str) -> dict[str, Any] | None:
+    """Return the plan recorded in a folder; None when there is none that names its write."""
+    found = read_record(os.path.join(folder, _PLAN))
+    is_named = found is not None and _WRITE_ID.fullmatch(str(found.get("write_id")))
+    return found if is_named else None
 
 
-def _write_record(path: str, record: Mapping[str, Any]) -> None:
-    """Write a record that others see whole or not at all."""
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    with open(temporary, "x", encoding="utf-8") as file:
-        json.dump(record, file)
-    os.replace(temporary, path)
-
-
-def _create_record(path: str, record: Mapping[str, Any]) -> bool:
-    """Write a record unless there is one; whole at once, and never by two processes."""
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            json.dump(record, file)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except FileNotFoundError:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(os.path.dirname(path))  # removed by a writer that just ended
-        return False
-    except OSError:
-        # File systems without hard links: exclusive, though not whole at once.
-        with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
-            json.dump(record, file)
-            return True
-        return False
-    finally:
-        _unlink(temporary)
-    return True
-
-
-def _clear(folder: str, *, endings: tuple[str, ...] = (*_OWN_ENDINGS, _PLAN)) -> None:
-    """Remove what writes leave in their folder, but for the owner's record."""
+def _clear(folder: str, *, endings: tuple[str, ...] = _ENDINGS) -> None:
+    """Remove what writes leave in their folder, but for its records."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(endings):
-                _unlink(entry.path)
+            is_ours = _OWN_NAME.fullmatch(entry.name) and entry.name.endswith(endings)
+            if is_ours and not entry.is_dir(follow_symlinks=False):
+                remove_file(entry.path)
 
 
-def _unlink(path: str) -> None:
-    """Remove a file that may be gone."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+def _remove_empty(folder: str) -> None:
+    """Remove a folder unless something is in it."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)

@@ -154,10 +154,10 @@ def verify(path: object, *, threads: int | None = None, decode: bool = False) ->
 
     Examples
     --------
-    >>> import numpy as np, mlarray_xr
-    >>> _ = mlarray_xr.to_mla(np.arange(64), "flipped.mla", chunks=16, blocks=16, mode="w")
-    >>> data = bytearray(open("flipped.mla", "rb").read())
-    >>> data[300] ^= 1
+    >>> import pathlib, numpy as np, mlarray_xr
+    >>> _ = mlarray_xr.to_mla(np.arange(64), "flipped.mla", chunks=16, blocks=16)
+    >>> data = bytearray(pathlib.Path("flipped.mla").read_bytes())
+    >>> data[200] ^= 1
     >>> report = verify(bytes(data))
     >>> report.state, report.damaged[0].box
     ('damaged', ((0, 16),))

@@ -1,0 +1,85 @@
+"""Arguments of the command line: texts that become sizes, amounts of memory and schedulers."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from mlarray_xr.planning.write_plan import parse_bytes
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no public name
+
+__all__ = ["Commands", "count", "memory", "scheduler", "shape", "size", "sizes"]
+
+_ADDRESSES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
+
+
+def sizes(text: str) -> int | tuple[int, ...]:
+    """Read one extent for all axes, or one per axis.
+
+    Examples
+    --------
+    >>> sizes("64"), sizes("32,64,64")
+    (64, (32, 64, 64))
+    """
+    entries = text.split(",")
+    if not all(entry.strip().isdecimal() and int(entry) > 0 for entry in entries):
+        raise argparse.ArgumentTypeError(f"{text!r} is not N or A,B,C with numbers above 0")
+    extents = tuple(map(int, entries))
+    return extents[0] if len(extents) == 1 else extents
+
+
+def size(text: str) -> int:
+    """Read one extent."""
+    extent = sizes(text)
+    if not isinstance(extent, int):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number above 0")
+    return extent
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """Read three extents."""
+    match sizes(text):
+        case (z, y, x):
+            return z, y, x
+    raise argparse.ArgumentTypeError(f"{text!r} is not Z,Y,X with numbers above 0")
+
+
+def count(text: str) -> int:
+    """Read a number of things."""
+    return size(text)
+
+
+def memory(text: str) -> int:
+    """Read an amount of memory, in bytes.
+
+    Examples
+    --------
+    >>> memory("2GB")
+    2000000000
+    """
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def scheduler(text: str) -> str | int | None:
+    """Read what computes: None for threads, a number of processes, or the address of a cluster.
+
+    Examples
+    --------
+    >>> scheduler("threads"), scheduler("local:4"), scheduler("tcp://10.0.0.1:8786")
+    (None, 4, 'tcp://10.0.0.1:8786')
+    """
+    if text == "threads":
+        return None
+    kind, _, number = text.partition(":")
+    if kind == "local" and number.isdecimal() and int(number) > 0:
+        return int(number)
+    if text.startswith(_ADDRESSES):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not threads, local:N, or an address such as tcp://10.0.0.1:8786"
+    )

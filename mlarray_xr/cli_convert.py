@@ -1,0 +1,142 @@
+"""mla convert: one image or a folder of them, by threads, processes or a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from mlarray_xr.cli_arguments import count, memory, scheduler, sizes
+from mlarray_xr.cli_progress import progress_bar
+from mlarray_xr.cli_text import Outcome, report_facts, to_json
+from mlarray_xr.dask import connected, local_cluster
+from mlarray_xr.foreign.collection import convert_folder
+from mlarray_xr.foreign.conversion import convert
+from mlarray_xr.foreign.formats import FORMATS, format_of_target
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from mlarray_xr.cli_arguments import Commands
+    from mlarray_xr.foreign.collection import CollectionReport
+
+__all__ = ["add_convert"]
+
+
+def add_convert(commands: Commands) -> None:
+    """Add the command to the grammar."""
+    command = commands.add_parser(
+        "convert", help="convert images to .mla and back, or a folder of images"
+    )
+    command.add_argument("src", metavar="SRC", help="a file, or a folder")
+    command.add_argument(
+        "dst", metavar="DST", help="a file; for a folder of images a folder, which is made"
+    )
+    command.add_argument(
+        "--patch", type=sizes, metavar="N|A,B,C", help="window to lay the file out for, voxels"
+    )
+    command.add_argument(
+        "--codec", default="auto", metavar="NAME-LEVEL", help="such as zstd-1; default: by trial"
+    )
+    command.add_argument(
+        "--from",
+        dest="source_format",
+        choices=[each.name for each in FORMATS],
+        metavar="FORMAT",
+        help="where names do not tell; of a folder, images of this format only",
+    )
+    command.add_argument("--dataset", metavar="NAME", help="which array, of files with several")
+    command.add_argument("--overwrite", action="store_true", help="replace what exists")
+    command.add_argument(
+        "--resume", action="store_true", help="keep what is done, and go on where a run ended"
+    )
+    command.add_argument(
+        "--verify", action="store_true", help="read back and compare with the source, bit by bit"
+    )
+    command.add_argument(
+        "--memory-limit", type=memory, metavar="2GB", help="for the parts under way, all processes"
+    )
+    command.add_argument("--jobs", type=count, metavar="N", help="small files at a time")
+    command.add_argument(
+        "--scheduler",
+        type=scheduler,
+        default="threads",
+        metavar="WHERE",
+        help="threads (default), local:N for N processes, or the address of a Dask scheduler",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> Outcome:
+    """Convert an image or a folder of images."""
+    is_collection = os.path.isdir(options.src) and format_of_target(options.dst) is None
+    with _computing_on(options.scheduler):
+        if is_collection:
+            return _convert_folder(options)
+        return _convert_file(options)
+
+
+def _convert_file(options: argparse.Namespace) -> Outcome:
+    """Convert one image."""
+    with progress_bar("chunk") as progress:
+        report = convert(options.src, options.dst, **_shared(options), progress=progress)
+    if report is not None:
+        return Outcome(text=to_json(report_facts(report)) if options.json else str(report))
+    path = os.path.abspath(options.dst)
+    return Outcome(text=to_json({"path": path, "complete": True}) if options.json else path)
+
+
+def _convert_folder(options: argparse.Namespace) -> Outcome:
+    """Convert a folder of images."""
+    with progress_bar("B") as progress:
+        report = convert_folder(
+            options.src, options.dst, **_shared(options), jobs=options.jobs, progress=progress
+        )
+    failures = tuple(f"{each.source}: {each.reason}" for each in report.failed)
+    text = to_json(_collection_facts(report)) if options.json else report.summary()
+    return Outcome(text=text, failures=failures)
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that files and folders share."""
+    limit = options.memory_limit
+    if limit is not None and isinstance(options.scheduler, int):
+        limit //= options.scheduler
+    return {
+        "patch": "default" if options.patch is None else options.patch,
+        "codec": options.codec,
+        "mode": "w" if options.overwrite else "w-",
+        "source_format": options.source_format,
+        "dataset": options.dataset,
+        "resume": options.resume,
+        "verify": options.verify,
+        "memory_limit": limit,
+    }
+
+
+def _collection_facts(report: CollectionReport) -> dict[str, Any]:
+    """Return the report of a folder as plain values."""
+    return {
+        "target": report.target,
+        "converted": [report_facts(each) for each in report.converted],
+        "skipped": list(report.skipped),
+        "failed": [dataclasses.asdict(each) for each in report.failed],
+        "left_out": [dataclasses.asdict(each) for each in report.left_out],
+        "seconds": report.seconds,
+    }
+
+
+@contextlib.contextmanager
+def _computing_on(where: str | int | None) -> Iterator[None]:
+    """Compute in threads, in processes of this machine, or on a cluster."""
+    if where is None:
+        yield
+    elif isinstance(where, int):
+        with local_cluster(where):
+            yield
+    else:
+        with connected(where):
+            yield
