@@ -7,19 +7,24 @@ import math
 import os
 import threading
 from functools import partial
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeAlias
 
-from mlarray_xr.errors import ChunkError, SourceChanged, SourceError
+from mlarray_xr.errors import ChunkError, SourceChanged
 from mlarray_xr.planning.assignment import outer_only
 from mlarray_xr.planning.grid import box_shape, check_box, is_empty
 from mlarray_xr.planning.layout import Layout
-from mlarray_xr.planning.selection import OuterSelection, PointSelection, plan_selection
-from mlarray_xr.storage.edit import edit_frame
+from mlarray_xr.planning.selection import (
+    OuterSelection,
+    PointSelection,
+    is_scalar_key,
+    plan_selection,
+)
+from mlarray_xr.storage.edit import check_mode, edit_frame
 from mlarray_xr.storage.frame_file import open_frame
-from mlarray_xr.storage.gather import allocate, gather_outer, gather_points
+from mlarray_xr.storage.gather import allocate, check_out, gather_outer, gather_points
 from mlarray_xr.storage.handles import close_reader, reader_of
 from mlarray_xr.storage.libblosc2 import native_library
+from mlarray_xr.storage.read_pool import check_threads
 from mlarray_xr.storage.source import BytesSource, LocalSource, source_of
 
 if TYPE_CHECKING:
@@ -98,12 +103,11 @@ class MlaArray:
     def __init__(
         self, path: object, *, threads: int | None = None, mode: Literal["r", "r+"] = "r"
     ) -> None:
-        _check_threads(threads)
+        check_threads(threads)
         source = source_of(path)
-        _check_mode(mode, source)
+        check_mode(mode, source)
         opened = open_frame(source)
-        self.__setstate__((source, opened.header, threads, mode))
-        self._metadata = opened.metadata
+        self._set((source, opened.header, threads, mode), opened.metadata)
 
     def __getstate__(self) -> _State:
         """Return the address; what is open stays in this process."""
@@ -112,8 +116,12 @@ class MlaArray:
 
     def __setstate__(self, state: _State) -> None:
         """Restore the address; nothing is opened before the first read."""
+        self._set(state, None)
+
+    def _set(self, state: _State, metadata: Metadata | None) -> None:
+        """Fill the slots."""
         self._source, self._header, self.threads, self._mode = state
-        self._metadata: Metadata | None = None
+        self._metadata = metadata
         self._reader: MappedReader | None = None
         # Reads of a file that nobody edits through this object need not wait for each other.
         self._turn: contextlib.AbstractContextManager[Any] = (
@@ -189,25 +197,8 @@ class MlaArray:
         >>> info["shape"], info["dtype"], info["n_chunks"]
         ([4, 5], 'uint8', 1)
         """
-        header = self._header
-        return {
-            "path": self.path,
-            "shape": list(self.shape),
-            "dtype": str(self.dtype),
-            "nbytes": self.nbytes,
-            "file_bytes": header.frame_len,
-            "ratio": round(self.nbytes / header.frame_len, 3),
-            "chunks": list(self.chunks),
-            "blocks": list(self.blocks),
-            "n_chunks": header.n_chunks,
-            "chunk_bytes": header.chunksize,
-            "block_bytes": header.blocksize,
-            "codec": header.codec_name,
-            "level": header.level,
-            "filters": list(header.filter_names),
-            "frame_version": header.version,
-            "reader": "native" if native_library() is not None else "portable",
-        }
+        reader = "native" if native_library() is not None else "portable"
+        return {"path": self.path, **self._header.facts(), "reader": reader}
 
     def read(
         self,
@@ -255,11 +246,11 @@ class MlaArray:
                [12, 13]])
         """
         checked = check_box(box, self.shape)
-        _check_threads(threads)
+        check_threads(threads)
         if out is None:
             out = allocate(box_shape(checked), self.dtype)
         else:
-            self._check_out(out, checked)
+            check_out(out, shape=box_shape(checked), dtype=self.dtype)
         with self._turn:
             self._fill(checked, out, threads=self.threads if threads is None else threads)
         return out
@@ -267,7 +258,7 @@ class MlaArray:
     def __getitem__(self, key: Any) -> Any:
         """Index as NumPy does; new axes are refused. Returns an array or a NumPy scalar."""
         values = self.select(plan_selection(key, self.shape))
-        return values if values.shape or not _is_scalar(key) else values[()]
+        return values if values.shape or not is_scalar_key(key) else values[()]
 
     def select(self, selection: OuterSelection | PointSelection) -> NDArray[Any]:
         """Read a planned selection: the one door through which every kind of indexing goes.
@@ -291,8 +282,7 @@ class MlaArray:
     def write(self, box: Sequence[tuple[SupportsIndex, SupportsIndex]], values: Any) -> EditReport:
         """Replace the elements of a box, in the file; a kill leaves the old ones or the new ones.
 
-        Only chunks that the box touches are written, behind what is there; what they replace stays
-        as a gap, see `EditReport.wasted_bytes`. Arrays that were opened before, here or elsewhere,
+        Only chunks that the box touches are written, behind what is there. Arrays opened before
         raise `SourceChanged` from then on; this one goes on with the new values. Statistics that
         the metadata states are removed with the old values.
 
@@ -304,18 +294,12 @@ class MlaArray:
             A number, or anything that broadcasts to the box's shape and that the array's type
             holds: whole numbers in its range; floats, which may be rounded.
 
-        Returns
-        -------
-        EditReport
-            Bytes, chunks, seconds.
-
         Raises
         ------
         TypeError
             When the array was not opened with ``mode="r+"``.
         ConversionError
-            When the type cannot hold the values, or the file is compressed in a way that is not
-            written here.
+            When the type cannot hold the values, or its compression is not made here.
         IndexError, ValueError
             When the box reaches outside the array, or the values do not fit the box.
         TargetBusy, SourceChanged
@@ -407,47 +391,10 @@ class MlaArray:
             self._reader = reader  # readers of memory live as long as somebody holds them
         try:
             reader.read(box, out, threads=threads)
-        except (SourceChanged, ChunkError):
-            # What is mapped changes with the file: an edit under way may look like damage.
+        except SourceChanged:
             self.close()
+            raise
+        except ChunkError:
+            # An edit under way changes what is mapped, which may look like damage.
             self._source.check()
             raise
-
-    def _check_out(self, out: NDArray[Any], box: Box) -> None:
-        """Refuse buffers that the decoder cannot fill in place."""
-        if not hasattr(out, "flags"):
-            msg = f"out must be a NumPy array, got {type(out).__name__}"
-            raise TypeError(msg)
-        wanted = box_shape(box)
-        if out.shape != wanted or out.dtype != self.dtype:
-            msg = (
-                f"out of shape {out.shape} and type {out.dtype} given for a box of shape {wanted} "
-                f"and type {self.dtype}. To fix: np.empty({wanted}, {self.dtype.str!r})"
-            )
-            raise ValueError(msg)
-        if not out.flags.c_contiguous or not out.flags.writeable:
-            msg = "out must be C-contiguous and writable. To fix: read into np.empty and copy"
-            raise ValueError(msg)
-
-
-def _check_threads(threads: int | None) -> None:
-    """Refuse numbers of threads below 1."""
-    if threads is not None and threads < 1:
-        msg = f"threads={threads}: at least 1 is needed, or None to share the CPUs"
-        raise ValueError(msg)
-
-
-def _check_mode(mode: str, source: LocalSource | BytesSource) -> None:
-    """Refuse unknown modes, and to edit what is in memory."""
-    if mode not in ("r", "r+"):
-        msg = f"mode={mode!r} is not 'r' (read) or 'r+' (edit in place)"
-        raise ValueError(msg)
-    if mode == "r+" and isinstance(source, BytesSource):
-        msg = f"{source.name}: bytes in memory are not edited. To fix: open the file by its path"
-        raise SourceError(msg)
-
-
-def _is_scalar(key: Any) -> bool:
-    """Tell whether a key of one element means a NumPy scalar: one without an ellipsis."""
-    entries = key if isinstance(key, tuple) else (key,)
-    return not any(isinstance(entry, EllipsisType) for entry in entries)

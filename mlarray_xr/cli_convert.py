@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from mlarray_xr.cli_text import Outcome, report_facts, to_json
 from mlarray_xr.dask import connected, local_cluster
 from mlarray_xr.foreign.collection import convert_folder
 from mlarray_xr.foreign.conversion import convert
-from mlarray_xr.foreign.formats import FORMATS, format_of_target
+from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_target
 
 if TYPE_CHECKING:
     import argparse
@@ -86,7 +87,10 @@ def _convert_file(options: argparse.Namespace) -> Outcome:
     if report is not None:
         return Outcome(text=to_json(report_facts(report)) if options.json else str(report))
     path = os.path.abspath(options.dst)
-    return Outcome(text=to_json({"path": path, "complete": True}) if options.json else path)
+    if options.json:
+        return Outcome(text=to_json({"path": path, "file_bytes": _bytes_of(path)}))
+    is_skipped = format_of_target(path) is MLA
+    return Outcome(text=f"{path}: complete already" if is_skipped else path)
 
 
 def _convert_folder(options: argparse.Namespace) -> Outcome:
@@ -98,6 +102,17 @@ def _convert_folder(options: argparse.Namespace) -> Outcome:
     failures = tuple(f"{each.source}: {each.reason}" for each in report.failed)
     text = to_json(_collection_facts(report)) if options.json else report.summary()
     return Outcome(text=text, failures=failures)
+
+
+def _bytes_of(path: str) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(
+        os.path.getsize(os.path.join(folder, name))
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
@@ -134,7 +149,10 @@ def _computing_on(where: str | int | None) -> Iterator[None]:
     """Compute in threads, in processes of this machine, or on a cluster."""
     if where is None:
         yield
-    elif isinstance(where, int):
+        return
+    # On Ctrl-C asyncio would tell of coroutines of Dask that nobody waits for any more.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if isinstance(where, int):
         with local_cluster(where):
             yield
     else:

@@ -30,8 +30,6 @@ from mlarray_xr.storage.staging import claim
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import dask.array as da
-
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec_choice import CodecChoice
     from mlarray_xr.storage.encode import FramePlan
@@ -62,7 +60,7 @@ class PreparedWrite:
     began: float
     """When it was asked for, seconds since 1970."""
 
-    def graph(self) -> da.Array:
+    def graph(self) -> Any:
         """Return the 0-d Dask array that writes the file when it is computed."""
         values = self.subject.values
         if not self.subject.is_dask:

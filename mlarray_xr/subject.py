@@ -137,8 +137,8 @@ def _is_sliceable(obj: Any) -> bool:
     """Tell whether an object is an array that is read when sliced: HDF5, Zarr and the like."""
     if isinstance(obj, np.ndarray | np.generic | pd.Series | pd.Index):
         return False
-    has_type = isinstance(getattr(obj, "dtype", None), np.dtype) and hasattr(obj, "__getitem__")
-    return has_type and len(getattr(obj, "shape", ())) > 0
+    has_type = isinstance(getattr(obj, "dtype", None), np.dtype) and hasattr(obj, "shape")
+    return has_type and hasattr(obj, "__getitem__")
 
 
 def _digest(values: np.ndarray[Any, Any]) -> str:

@@ -424,6 +424,14 @@ def test_nothing_is_made_up_where_nothing_is_stated(fields: dict[str, str], tmp_
     assert not {name for name in header if name.startswith("space")}
 
 
+def test_a_world_without_directions_is_none(tmp_path: Path) -> None:
+    save(tmp_path / "a.nrrd", voxels(), {"space": "LAS", "spacings": "1 2 3"})
+    array = labelled(tmp_path / "a.nrrd", tmp_path)
+    assert array.mla.coord_system is None
+    assert array.mla.spacing == {"z": 3.0, "y": 2.0, "x": 1.0}
+    assert "axes_assumed" in array.attrs
+
+
 def test_time_may_be_an_axis_of_the_world(tmp_path: Path) -> None:
     fields = {
         "space": "LPST",

@@ -185,3 +185,10 @@ def test_resuming_what_nothing_identifies_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="nothing tells whether this Counted"):
         mlarray_xr.to_mla(Counted(VALUES), tmp_path / "a.mla", resume=True)
     assert names_in(tmp_path) == []
+
+
+def test_a_lazy_array_without_axes(tmp_path: Path) -> None:
+    source = h5py.File(tmp_path / "a.h5", "w").create_dataset("x", data=np.array(7, ">i4"))
+    mlarray_xr.to_mla(source, tmp_path / "a.mla")
+    array = mlarray_xr.MlaArray(tmp_path / "a.mla")
+    assert (array.dtype.str, array[()]) == (">i4", 7)

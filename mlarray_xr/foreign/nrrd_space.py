@@ -68,7 +68,11 @@ def placement_of(header: NrrdHeader) -> Placement:
     spatial = tuple(i for i, axis in enumerate(axes) if _is_spatial(axis, axes))
     placed = [axes[i] for i in spatial]
     is_oriented = any(axis.direction for axis in axes)
-    affine = _oriented(space, placed) if is_oriented else _spaced(placed)
+    if is_oriented:
+        affine = _oriented(space, placed)
+    else:
+        # A world in which no axis has a direction does not tell where the voxels lie.
+        space, affine = NrrdSpace(), _spaced(placed)
     names = _names(space, placed, affine)
     volume = None
     if affine is not None:

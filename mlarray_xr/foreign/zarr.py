@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import xarray as xr
 
-from mlarray_xr.attributes import METADATA_ATTR, is_name
+from mlarray_xr.attributes import METADATA_ATTR
 from mlarray_xr.coordinates import attach_coords
 from mlarray_xr.dataset import dataset_from
 from mlarray_xr.errors import ConversionError, FormatError, MissingDependencyError
@@ -27,7 +27,7 @@ from mlarray_xr.foreign.ngff import multiscales_of
 from mlarray_xr.foreign.ome import is_ome
 from mlarray_xr.foreign.ome import open_image as open_ome_image
 from mlarray_xr.foreign.zarr_labels import dimension_names, labelled_image
-from mlarray_xr.foreign.zarr_store import ZarrNode, ZarrStore, explained
+from mlarray_xr.foreign.zarr_store import ZarrNode, ZarrStore, explained, is_member_name
 from mlarray_xr.planning.grid import part_boxes, plan_part
 from mlarray_xr.record import stored_axes, stored_geometry
 from mlarray_xr.storage.publication import check_target
@@ -190,19 +190,13 @@ def _labelled(array: MlaArray) -> xr.DataArray:
     dataset = dataset_from(stand_in, array)
     labelled = attach_coords(next(iter(dataset.data_vars.values())))
     names = {labelled.name, *labelled.dims, *labelled.coords}
-    wrong = sorted(str(name) for name in names if not _is_path_part(name))
+    wrong = sorted(str(name) for name in names if not is_member_name(name))
     if wrong:
         raise ConversionError(
             f"{wrong} cannot name arrays in Zarr. To fix: rename the array, its dimensions or its "
             "coordinates"
         )
     return labelled
-
-
-def _is_path_part(name: object) -> bool:
-    """Tell names that can be those of folders."""
-    is_reserved = name in _ROOT_DOCUMENTS or str(name).startswith((".", "__"))
-    return is_name(name) and not is_reserved and not {"/", "\\"} & {*str(name)}
 
 
 def _write_labels(array: MlaArray, labelled: xr.DataArray, folder: str) -> None:
@@ -239,7 +233,7 @@ def _write_labels(array: MlaArray, labelled: xr.DataArray, folder: str) -> None:
         shape=array.shape,
         chunks=_chunks(array),
         dtype=array.dtype.newbyteorder("="),
-        compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
         fill_value=0,
         dimension_names=axes.dims,
         attributes=dict(labelled.attrs),

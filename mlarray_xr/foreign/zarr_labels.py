@@ -17,12 +17,17 @@ from mlarray_xr.foreign.image import ForeignImage
 from mlarray_xr.foreign.labelled import (
     check_values,
     coordinate_names,
-    dataset_parts,
     decoded_coordinate,
     is_storable,
     labelled_metadata,
 )
-from mlarray_xr.foreign.zarr_store import ZarrArray, ZarrNode, ZarrStore, chunk_keys
+from mlarray_xr.foreign.zarr_store import (
+    ZarrArray,
+    ZarrNode,
+    ZarrStore,
+    chunk_keys,
+    is_member_name,
+)
 from mlarray_xr.record import Record
 
 if TYPE_CHECKING:
@@ -111,7 +116,7 @@ def _coordinate_names(store: ZarrStore, node: ZarrNode, dims: Sequence[str | Non
     if stored is not None:
         # Those with a space in their name cannot be listed in an attribute.
         names += Record.of(stored[0], shape=stored[1]).coords
-    return [name for name in dict.fromkeys(names) if name != own and dataset_parts(name) == (name,)]
+    return [name for name in dict.fromkeys(names) if name != own and is_member_name(name)]
 
 
 def _coordinate(store: ZarrStore, node: ZarrNode, name: str) -> xr.Variable | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlarray_xr.attributes import is_name
 from mlarray_xr.errors import ConversionError, MissingDependencyError, MlaError, SourceChanged
 from mlarray_xr.storage.source import LocalSource, source_of
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ZarrArray", "ZarrNode", "ZarrStore", "chunk_keys", "explained"]
+__all__ = ["ZarrArray", "ZarrNode", "ZarrStore", "chunk_keys", "explained", "is_member_name"]
 
 _DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _MAX_DOCUMENT_BYTES = 64 << 20
@@ -240,7 +241,7 @@ class ZarrStore:
 
     def _size(self, key: str) -> int | None:
         """Return the size of a file that really lies in the folder, None where there is none."""
-        path = os.path.join(self.path, key)
+        path = os.path.normpath(os.path.join(self.path, key))
         try:
             found = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -364,6 +365,18 @@ def _check_codecs(node: ZarrNode) -> None:
                 f"{node.name!r} is encoded with {value!r}: reading it could run any code. To fix: "
                 "store it as numbers"
             )
+
+
+def is_member_name(name: object) -> bool:
+    """Tell names that an array in a group can have: those of one folder, and not of a document.
+
+    Examples
+    --------
+    >>> is_member_name("energy level"), is_member_name("../x"), is_member_name(".zattrs")
+    (True, False, False)
+    """
+    is_reserved = name in _DOCUMENTS or str(name).startswith((".", "__"))
+    return is_name(name) and not is_reserved and not {"/", "\\"} & {*str(name)}
 
 
 def chunk_keys(array: Any, name: str, key: tuple[slice, ...]) -> Iterator[str]:

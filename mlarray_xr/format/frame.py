@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -105,6 +106,26 @@ class FrameHeader:
     def index_start(self) -> int:
         """First byte of the index chunk."""
         return self.header_len + self.payload_len
+
+    def facts(self) -> dict[str, Any]:
+        """Return layout, sizes in bytes and compression as plain values, fit for JSON."""
+        nbytes = math.prod(self.shape) * self.typesize
+        return {
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "nbytes": nbytes,
+            "file_bytes": self.frame_len,
+            "ratio": round(nbytes / self.frame_len, 3),
+            "chunks": list(self.chunks),
+            "blocks": list(self.blocks),
+            "n_chunks": self.n_chunks,
+            "chunk_bytes": self.chunksize,
+            "block_bytes": self.blocksize,
+            "codec": self.codec_name,
+            "level": self.level,
+            "filters": list(self.filter_names),
+            "frame_version": self.version,
+        }
 
     @property
     def codec_name(self) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "OuterSelection",
     "PointSelection",
     "VectorizedSelection",
+    "is_scalar_key",
     "plan_outer",
     "plan_runs",
     "plan_selection",
@@ -157,6 +158,12 @@ def plan_selection(key: Any, shape: tuple[int, ...]) -> OuterSelection | PointSe
             positions.append(entry.reshape(-1))
             result.extend(entry.shape)
     return OuterSelection(axes=tuple(positions), shape=tuple(result))
+
+
+def is_scalar_key(key: Any) -> bool:
+    """Tell whether a key of one element means a NumPy scalar: one without an ellipsis."""
+    entries = key if isinstance(key, tuple) else (key,)
+    return not any(isinstance(entry, EllipsisType) for entry in entries)
 
 
 def plan_outer(key: tuple[Any, ...], shape: tuple[int, ...]) -> OuterSelection:

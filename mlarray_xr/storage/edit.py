@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.selection import OuterSelection
     from mlarray_xr.storage.encode import EncodedChunk
 
-__all__ = ["EditReport", "Edited", "edit_frame"]
+__all__ = ["EditReport", "Edited", "check_mode", "edit_frame"]
 
 # From the length of the frame to the length of its payload: one sector of any disk, so one write
 # of it is done whole or not at all.
@@ -137,9 +137,7 @@ def edit_frame(source: LocalSource | BytesSource, selection: OuterSelection, val
         When it cannot be written; it then is what it was.
     """
     begin = time.perf_counter()
-    if isinstance(source, BytesSource):
-        msg = f"{source.name}: bytes in memory are not edited. To fix: open the file by its path"
-        raise SourceError(msg)
+    source = _local(source)
     target = os.path.realpath(source.path)
     with owned(target), frame_lock(target), RandomAccessFile(target, mode="r+") as file:
         source.check_stat(file.stat())
@@ -163,6 +161,23 @@ def edit_frame(source: LocalSource | BytesSource, selection: OuterSelection, val
         found = file.stat()
     edited = replace(source, size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino)
     return Edited(source=edited, header=done.header, report=_report(frame, done, begin))
+
+
+def _local(source: LocalSource | BytesSource) -> LocalSource:
+    """Return a source that can be edited; refuse bytes in memory."""
+    if isinstance(source, BytesSource):
+        msg = f"{source.name}: bytes in memory are not edited. To fix: open the file by its path"
+        raise SourceError(msg)
+    return source
+
+
+def check_mode(mode: str, source: LocalSource | BytesSource) -> None:
+    """Refuse modes of opening that there are not, and to edit what cannot be."""
+    if mode not in ("r", "r+"):
+        msg = f"mode={mode!r} is not 'r' (read) or 'r+' (edit in place)"
+        raise ValueError(msg)
+    if mode == "r+":
+        _local(source)
 
 
 def _report(frame: EditableFrame, done: _Appended, begin: float) -> EditReport:

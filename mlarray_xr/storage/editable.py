@@ -129,7 +129,10 @@ class EditableFrame:
         if fault is None and self._integrity is not None and self._has_proof:
             fault = self._integrity.fault(number, stored, special=code)
         if fault is not None:
-            msg = f"{what} is damaged, so it cannot be changed in part: {fault}"
+            msg = (
+                f"{what} is damaged, or was changed by another program: {fault}. To fix: write "
+                "all of its box; the elements around a smaller one cannot be kept"
+            )
             raise ChunkError(msg)
         if stored:
             payload = np.frombuffer(stored, np.uint8)

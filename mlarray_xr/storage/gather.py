@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.selection import OuterSelection, PointSelection
 
-__all__ = ["Fill", "allocate", "gather_outer", "gather_points"]
+__all__ = ["Fill", "allocate", "check_out", "gather_outer", "gather_points"]
 
 _GATHER_BYTES = 64 << 20
 _GUARD_FROM_BYTES = 1 << 30
@@ -58,6 +58,28 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
             )
             raise AllocationError(msg)
     return np.empty(shape, dtype)
+
+
+def check_out(out: NDArray[Any], *, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse a buffer that the decoder cannot fill in place.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is no array, has another shape or type, or is not C-contiguous and writable.
+    """
+    if not hasattr(out, "flags"):
+        msg = f"out must be a NumPy array, got {type(out).__name__}"
+        raise TypeError(msg)
+    if out.shape != shape or out.dtype != dtype:
+        msg = (
+            f"out of shape {out.shape} and type {out.dtype} given for a box of shape {shape} "
+            f"and type {dtype}. To fix: np.empty({shape}, {dtype.str!r})"
+        )
+        raise ValueError(msg)
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        msg = "out must be C-contiguous and writable. To fix: read into np.empty and copy"
+        raise ValueError(msg)
 
 
 def gather_outer(selection: OuterSelection, header: FrameHeader, fill: Fill) -> NDArray[Any]:

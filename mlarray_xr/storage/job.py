@@ -262,6 +262,6 @@ def run_ordered(tasks: Iterable[Callable[[], Result]]) -> Generator[Result]:
 
 
 def part_of(values: Sliceable, box: Box) -> NDArray[Any]:
-    """Read one part of an array; the ellipsis keeps a 0-d array, and its byte order."""
+    """Read one part of an array; of NumPy the ellipsis keeps a 0-d array, and its byte order."""
     key: tuple[Any, ...] = tuple(slice(start, stop) for start, stop in box)
-    return np.asarray(values[key or (...,)])
+    return np.asarray(values[(*key, ...) if isinstance(values, np.ndarray) else key])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
-__all__ = ["available_threads", "run_shared", "sharing"]
+__all__ = ["available_threads", "check_threads", "run_shared", "sharing"]
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -34,6 +34,13 @@ def available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads below 1."""
+    if threads is not None and threads < 1:
+        msg = f"threads={threads}: at least 1 is needed, or None to share the CPUs"
+        raise ValueError(msg)
 
 
 @contextlib.contextmanager

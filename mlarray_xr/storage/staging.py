@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import socket
+import stat
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -185,12 +186,17 @@ def owned(target: str) -> Iterator[None]:
 
 
 def _make_folder(folder: str, target: str) -> None:
-    """Make the staging folder."""
-    if os.path.islink(folder) or (os.path.exists(folder) and not os.path.isdir(folder)):
-        msg = f"{folder}: not a folder, and a write to {target} needs it. To fix: remove it"
-        raise SourceError(msg)
-    with contextlib.suppress(FileExistsError):
+    """Make the staging folder unless it is there."""
+    try:
         os.mkdir(folder)
+    except FileExistsError:
+        try:
+            is_folder = stat.S_ISDIR(os.lstat(folder).st_mode)
+        except FileNotFoundError:
+            return  # removed by a writer that just ended
+        if not is_folder:
+            msg = f"{folder}: not a folder, and a write to {target} needs it. To fix: remove it"
+            raise SourceError(msg) from None
 
 
 def _own(folder: str, target: str, *, resume: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
