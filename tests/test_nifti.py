@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 from nibabel.nifti1 import Nifti1Extension
 
-from mlarray_xr import MlaArray, open_mla, to_mla
+from mlarray_xr import MlaArray, convert, open_mla, to_mla
 from mlarray_xr.errors import (
     ConversionError,
     GeometryError,
@@ -33,8 +33,6 @@ from mlarray_xr.errors import (
 )
 from mlarray_xr.foreign import packed
 from mlarray_xr.foreign.nifti import (
-    mla_to_nifti,
-    nifti_to_mla,
     open_image,
     open_nifti,
     write_image,
@@ -172,11 +170,12 @@ def stored(path: Path) -> tuple[np.ndarray[Any, Any], Any]:
 def test_files_come_back_byte_for_byte(case: Any, suffix: str, tmp_path: Path) -> None:
     source, target, back = (tmp_path / name for name in (f"a{suffix}", "b.mla", f"c{suffix}"))
     nib.save(case, source)
-    report = nifti_to_mla(source, target)
+    report = convert(source, target)
+    assert report is not None
     expected, _ = stored(source)
     assert report.shape == expected.shape
     np.testing.assert_array_equal(MlaArray(target)[...], expected)
-    mla_to_nifti(target, back)
+    convert(target, back)
     assert unpacked(back) == unpacked(source)
 
 
@@ -196,7 +195,7 @@ def test_opened_files_say_what_nibabel_says(case: Any, tmp_path: Path) -> None:
 
 def test_the_file_opens_as_the_nifti_does(case: Any, tmp_path: Path) -> None:
     nib.save(case, tmp_path / "a.nii")
-    nifti_to_mla(tmp_path / "a.nii", tmp_path / "b.mla")
+    convert(tmp_path / "a.nii", tmp_path / "b.mla")
     found, expected = open_mla(tmp_path / "b.mla"), open_nifti(tmp_path / "a.nii")
     # They differ in the layout, of which only the file tells.
     found.attrs.pop("mla_metadata"), expected.attrs.pop("mla_metadata")
@@ -207,13 +206,13 @@ def test_headers_survive_xarray(case: Any, tmp_path: Path) -> None:
     nib.save(case, tmp_path / "a.nii")
     to_mla(open_nifti(tmp_path / "a.nii"), tmp_path / "b.mla")
     to_mla(open_mla(tmp_path / "b.mla"), tmp_path / "c.mla", patch=4)
-    mla_to_nifti(tmp_path / "c.mla", tmp_path / "d.nii")
+    convert(tmp_path / "c.mla", tmp_path / "d.nii")
     assert (tmp_path / "d.nii").read_bytes() == (tmp_path / "a.nii").read_bytes()
 
 
 def test_the_reference_package_reads_it(case: Any, tmp_path: Path) -> None:
     nib.save(case, tmp_path / "a.nii")
-    nifti_to_mla(tmp_path / "a.nii", tmp_path / "b.mla")
+    convert(tmp_path / "a.nii", tmp_path / "b.mla")
     reference = mlarray.MLArray(tmp_path / "b.mla")
     np.testing.assert_array_equal(np.asarray(reference[...]), stored(tmp_path / "a.nii")[0])
 
@@ -263,8 +262,8 @@ def test_long_axes_of_nothing_get_no_positions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", NIBABEL_FILES, ids=lambda path: path.name)
 def test_the_files_of_nibabel_come_back(path: Path, tmp_path: Path) -> None:
     back = tmp_path / path.name
-    nifti_to_mla(path, tmp_path / "a.mla")
-    mla_to_nifti(tmp_path / "a.mla", back)
+    convert(path, tmp_path / "a.mla")
+    convert(tmp_path / "a.mla", back)
     assert unpacked(back) == unpacked(path)
     np.testing.assert_array_equal(MlaArray(tmp_path / "a.mla")[...], stored(path)[0])
 
@@ -277,21 +276,21 @@ def test_the_mni_template_from_scanner_to_dask_and_back(tmp_path: Path) -> None:
     with importlib.resources.as_file(MNI) as path:
         shutil.copy(path, tmp_path / "mni.nii.gz")
     expected, found = stored(tmp_path / "mni.nii.gz")
-    nifti_to_mla(tmp_path / "mni.nii.gz", tmp_path / "mni.mla", patch=64)
+    convert(tmp_path / "mni.nii.gz", tmp_path / "mni.mla", patch=64)
     array = open_mla(tmp_path / "mni.mla", chunks={})
     assert array.shape == (197, 233, 189)
     assert array.chunks is not None
     assert float(array.mean()) == pytest.approx(expected.mean(), rel=1e-12)
     np.testing.assert_array_equal(array.mla.affine, found.affine)
     assert int(array.sel(x=0, y=-18, z=10, method="nearest")) == expected[98, 116, 82]
-    mla_to_nifti(tmp_path / "mni.mla", tmp_path / "back.nii.gz")
+    convert(tmp_path / "mni.mla", tmp_path / "back.nii.gz")
     assert unpacked(tmp_path / "back.nii.gz") == unpacked(tmp_path / "mni.nii.gz")
 
 
 @pytest.mark.parametrize("affine", [ALIGNED, FLIPPED, OBLIQUE, SHEARED])
 def test_slices_lie_where_nibabel_puts_them(affine: np.ndarray[Any, Any], tmp_path: Path) -> None:
     nib.save(image(affine=affine, codes=(2, 0)), tmp_path / "a.nii")
-    nifti_to_mla(tmp_path / "a.nii", tmp_path / "a.mla")
+    convert(tmp_path / "a.nii", tmp_path / "a.mla")
     array, found = open_mla(tmp_path / "a.mla"), stored(tmp_path / "a.nii")[1]
     for key in [np.s_[2:5, 1:, :], np.s_[::2, 1:6:3, ::4], np.s_[3:4, :, 2:]]:
         expected = found.slicer[key]
@@ -352,7 +351,7 @@ def test_plain_files_are_mapped(tmp_path: Path) -> None:
 
 def test_free_text_is_kept_and_not_printed(tmp_path: Path) -> None:
     nib.save(with_extension(), tmp_path / "a.nii")
-    nifti_to_mla(tmp_path / "a.nii", tmp_path / "a.mla")
+    convert(tmp_path / "a.nii", tmp_path / "a.mla")
     array = open_mla(tmp_path / "a.mla")
     assert array.mla.metadata.source["nifti"]["descrip"] == "a head"
     assert "a head" not in repr(array) + array._repr_html_()
@@ -363,10 +362,10 @@ def test_pairs_come_back(kind: Any, tmp_path: Path) -> None:
     made = image(kind=kind)
     made.header.extensions.append(Nifti1Extension("comment", b"of a pair"))
     nib.save(made, tmp_path / "a.img")
-    nifti_to_mla(tmp_path / "a.hdr", tmp_path / "a.mla")
-    nifti_to_mla(tmp_path / "a.img", tmp_path / "b.mla")
+    convert(tmp_path / "a.hdr", tmp_path / "a.mla")
+    convert(tmp_path / "a.img", tmp_path / "b.mla")
     assert (tmp_path / "a.mla").read_bytes() == (tmp_path / "b.mla").read_bytes()
-    mla_to_nifti(tmp_path / "a.mla", tmp_path / "c.img")
+    convert(tmp_path / "a.mla", tmp_path / "c.img")
     for suffix in (".hdr", ".img"):
         assert (tmp_path / f"c{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
 
@@ -378,8 +377,8 @@ def test_voxels_of_a_pair_may_start_late(tmp_path: Path) -> None:
     struct.pack_into("<f", header, 108, 64)
     (tmp_path / "a.hdr").write_bytes(header)
     (tmp_path / "a.img").write_bytes(bytes(64) + data)
-    nifti_to_mla(tmp_path / "a.hdr", tmp_path / "a.mla")
-    mla_to_nifti(tmp_path / "a.mla", tmp_path / "b.hdr")
+    convert(tmp_path / "a.hdr", tmp_path / "a.mla")
+    convert(tmp_path / "a.mla", tmp_path / "b.hdr")
     assert (tmp_path / "b.hdr").read_bytes() == header
     assert (tmp_path / "b.img").read_bytes() == bytes(64) + data
 
@@ -394,8 +393,8 @@ def test_single_files_and_pairs_become_each_other(
     made.header.extensions.append(Nifti1Extension("comment", b"here and there"))
     source, back = tmp_path / f"a{suffixes[0]}", tmp_path / f"b{suffixes[1]}"
     nib.save(made, source)
-    nifti_to_mla(source, tmp_path / "a.mla")
-    mla_to_nifti(tmp_path / "a.mla", back)
+    convert(source, tmp_path / "a.mla")
+    convert(tmp_path / "a.mla", back)
     (expected, before), (found, after) = stored(source), stored(back)
     np.testing.assert_array_equal(found, expected)
     assert after.header.extensions == before.header.extensions
@@ -412,8 +411,8 @@ def test_long_extensions_are_left_out_with_a_warning(tmp_path: Path) -> None:
     made.header.extensions.append(Nifti1Extension("comment", bytes(2 << 20)))
     nib.save(made, tmp_path / "a.nii")
     with pytest.warns(MlaWarning, match="extensions"):
-        nifti_to_mla(tmp_path / "a.nii", tmp_path / "a.mla")
-    mla_to_nifti(tmp_path / "a.mla", tmp_path / "b.nii")
+        convert(tmp_path / "a.nii", tmp_path / "a.mla")
+    convert(tmp_path / "a.mla", tmp_path / "b.nii")
     found, after = stored(tmp_path / "b.nii")
     np.testing.assert_array_equal(found, stored(tmp_path / "a.nii")[0])
     assert not after.header.extensions
@@ -433,7 +432,7 @@ def labelled(
 
 def exported(array: xr.DataArray, tmp_path: Path, name: str = "out.nii") -> Any:
     to_mla(array, tmp_path / "out.mla", mode="w")
-    mla_to_nifti(tmp_path / "out.mla", tmp_path / name)
+    convert(tmp_path / "out.mla", tmp_path / name)
     return stored(tmp_path / name)
 
 
@@ -551,7 +550,7 @@ def test_a_stored_header_that_is_none_does_no_harm(entry: Any, tmp_path: Path) -
     array = open_nifti(tmp_path / "a.nii")
     metadata = array.mla.metadata
     to_mla(array, tmp_path / "a.mla", metadata=replace(metadata, extra={"nifti": entry}))
-    mla_to_nifti(tmp_path / "a.mla", tmp_path / "b.nii")
+    convert(tmp_path / "a.mla", tmp_path / "b.nii")
     found, made = stored(tmp_path / "b.nii")
     np.testing.assert_array_equal(found, array)
     np.testing.assert_allclose(made.affine, array.mla.affine)
@@ -563,7 +562,7 @@ def test_a_stored_header_of_another_array_is_not_believed(tmp_path: Path) -> Non
     one, other = open_nifti(tmp_path / "a.nii"), open_nifti(tmp_path / "b.nii")
     extra = other.mla.metadata.extra
     to_mla(one, tmp_path / "a.mla", metadata=replace(one.mla.metadata, extra=extra))
-    mla_to_nifti(tmp_path / "a.mla", tmp_path / "c.nii")
+    convert(tmp_path / "a.mla", tmp_path / "c.nii")
     np.testing.assert_allclose(stored(tmp_path / "c.nii")[1].affine, ALIGNED)
 
 
@@ -577,43 +576,43 @@ def test_long_axes_need_nifti_2(tmp_path: Path) -> None:
 
 def test_packed_files_are_reproducible(tmp_path: Path) -> None:
     nib.save(image(), tmp_path / "a.nii")
-    nifti_to_mla(tmp_path / "a.nii", tmp_path / "a.mla")
-    mla_to_nifti(tmp_path / "a.mla", tmp_path / "b.nii.gz")
+    convert(tmp_path / "a.nii", tmp_path / "a.mla")
+    convert(tmp_path / "a.mla", tmp_path / "b.nii.gz")
     with mock.patch("time.time", return_value=1e9):
-        mla_to_nifti(tmp_path / "a.mla", tmp_path / "c.nii.gz")
+        convert(tmp_path / "a.mla", tmp_path / "c.nii.gz")
     assert (tmp_path / "b.nii.gz").read_bytes() == (tmp_path / "c.nii.gz").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr"])
 def test_existing_targets_are_kept_unless_told(name: str, tmp_path: Path) -> None:
     nib.save(image(), tmp_path / "in.nii")
-    nifti_to_mla(tmp_path / "in.nii", tmp_path / "in.mla")
+    convert(tmp_path / "in.nii", tmp_path / "in.mla")
     (tmp_path / name).write_text("precious")
     with pytest.raises(FileExistsError, match="mode='w'"):
-        mla_to_nifti(tmp_path / "in.mla", tmp_path / name)
+        convert(tmp_path / "in.mla", tmp_path / name)
     assert (tmp_path / name).read_text() == "precious"
-    mla_to_nifti(tmp_path / "in.mla", tmp_path / name, mode="w")
+    convert(tmp_path / "in.mla", tmp_path / name, mode="w")
     np.testing.assert_array_equal(stored(tmp_path / name)[0], MlaArray(tmp_path / "in.mla")[...])
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     nib.save(image(), tmp_path / "in.nii")
-    nifti_to_mla(tmp_path / "in.nii", tmp_path / "in.mla")
+    convert(tmp_path / "in.nii", tmp_path / "in.mla")
     before = sorted(tmp_path.iterdir())
     for name in ("a.nii", "a.nii.gz", "a.img"):
         with (
             mock.patch.object(MlaArray, "read", side_effect=OSError("disk on fire")),
             pytest.raises(OSError, match="disk on fire"),
         ):
-            mla_to_nifti(tmp_path / "in.mla", tmp_path / name)
+            convert(tmp_path / "in.mla", tmp_path / name)
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_wrong_modes_are_refused(tmp_path: Path) -> None:
     wrong: Any = "a"
     with pytest.raises(ValueError, match="mode='a'"):
-        mla_to_nifti(tmp_path / "a.mla", tmp_path / "a.nii", mode=wrong)
+        convert(tmp_path / "a.mla", tmp_path / "a.nii", mode=wrong)
 
 
 def test_analyze_is_refused(tmp_path: Path) -> None:
@@ -674,9 +673,9 @@ def test_arrays_without_voxels_come_back(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "a.nii").read_bytes())[:352]
     struct.pack_into("<4h", data, 40, 3, 4, 0, 5)
     (tmp_path / "a.nii").write_bytes(data)
-    nifti_to_mla(tmp_path / "a.nii", tmp_path / "a.mla")
+    convert(tmp_path / "a.nii", tmp_path / "a.mla")
     assert MlaArray(tmp_path / "a.mla").shape == (4, 0, 5)
-    mla_to_nifti(tmp_path / "a.mla", tmp_path / "b.nii")
+    convert(tmp_path / "a.mla", tmp_path / "b.nii")
     assert (tmp_path / "b.nii").read_bytes() == data
 
 
@@ -719,7 +718,7 @@ def test_damaged_headers_open_or_raise_our_errors(
         array = open_nifti(tmp_path / "b.nii")
         assert array.nbytes <= len(data)
         to_mla(array, tmp_path / "b.mla", mode="w")
-        mla_to_nifti(tmp_path / "b.mla", tmp_path / "c.nii", mode="w")
+        convert(tmp_path / "b.mla", tmp_path / "c.nii", mode="w")
     except MlaError:
         return
     with (tmp_path / "c.nii").open("rb") as file:

@@ -75,7 +75,7 @@ def test_the_delayed_of_a_dataset_gives_all_reports(tmp_path: Path) -> None:
     assert names_in(tmp_path / "case") == ["ct.mla.parts", "mask.mla.parts", "plane.mla.parts"]
     with pytest.raises(TargetBusy, match=str(os.getpid())):
         mlarray_xr.to_mla(case(), tmp_path / "case", patch=8)
-    (reports,) = dask.compute(later)
+    reports = later.compute()
     assert {name: report.shape for name, report in reports.items()} == {
         name: array.shape for name, array in case().data_vars.items()
     }
@@ -109,7 +109,8 @@ class Counted:
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         self.boxes.append(key)
-        return self._values[key]
+        part: NDArray[Any] = self._values[key]
+        return part
 
 
 def test_a_lazy_array_is_read_part_by_part_and_once(

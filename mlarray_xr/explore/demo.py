@@ -13,16 +13,16 @@ import xarray as xr
 from mlarray_xr.array import MlaArray
 from mlarray_xr.axes import axis_labels_for
 from mlarray_xr.backend import MlaBackendEntrypoint
-from mlarray_xr.dask import embedded_cluster
-from mlarray_xr.dataset import metadata_of
+from mlarray_xr.dask import embedded_cluster, from_address
 from mlarray_xr.errors import ConversionError, FormatError, MissingDependencyError
 from mlarray_xr.explore.phantom import PHANTOM_DTYPE, phantom_part
 from mlarray_xr.explore.preview import preview
-from mlarray_xr.foreign.nifti import NIFTI_SUFFIXES, open_nifti
+from mlarray_xr.foreign.formats import format_of_source
 from mlarray_xr.format.metadata import SPATIAL_LABELS, Metadata, Spatial
 from mlarray_xr.planning.grid import plan_part
 from mlarray_xr.planning.layout import plan_layout
 from mlarray_xr.read import open_mla
+from mlarray_xr.record import stored_axes
 from mlarray_xr.write import to_mla
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def run_demo(
     Parameters
     ----------
     input
-        A NIfTI or `.mla` file; without one a phantom is made on the workers.
+        An image of any format that `mlarray_xr.convert` reads; without one a phantom is made on the
+        workers.
     output_dir
         Gets ``demo.mla`` and ``demo.png``, replacing those of an earlier run; made when missing.
     shape
@@ -190,15 +191,23 @@ def _source(
         return _phantom(shape, part), _phantom_metadata(shape)
     if os.path.exists(target) and os.path.samefile(path, target):
         raise ConversionError(f"{target}: the demo would overwrite its input. Copy it elsewhere")
-    is_nifti = os.fspath(path).lower().endswith(NIFTI_SUFFIXES)
-    array = open_nifti(path) if is_nifti else open_mla(path)
-    if array.dtype.kind not in "biuf" or not array.size:
+    name = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    found = format_of_source(name)
+    if found is None:
+        raise ConversionError(f"{name}: of no format that is read. To fix: see mla convert --help")
+    image = found.open_image(name, scratch_dir=None, dataset=None)
+    values = image.values
+    if values.dtype.kind not in "biuf" or 0 in values.shape:
         raise ConversionError(
-            f"{os.fspath(path)}: shape {array.shape} of {array.dtype}; the demo needs real numbers"
+            f"{name}: shape {values.shape} of {values.dtype}; the demo needs real numbers"
         )
-    dims = tuple(map(str, array.dims))
-    part = _plan_part(array.shape, array.dtype, dims, patch)
-    return array.chunk(dict(zip(dims, part, strict=True))), metadata_of(array)
+    dims = stored_axes(image.metadata, len(values.shape)).dims
+    part = _plan_part(values.shape, values.dtype, dims, patch)
+    extents = tuple(
+        tuple(min(size, n - start) for start in range(0, n, size))
+        for n, size in zip(values.shape, part, strict=True)
+    )
+    return xr.DataArray(from_address(values, chunks=extents), dims=dims), image.metadata
 
 
 def _plan_part(

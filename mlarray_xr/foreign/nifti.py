@@ -9,17 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from mlarray_xr.array import MlaArray
 from mlarray_xr.dataset import dataset_from
-from mlarray_xr.errors import ConversionError, FormatError
+from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.image import ForeignImage
 from mlarray_xr.foreign.nifti_header import NiftiHeader
 from mlarray_xr.foreign.nifti_metadata import describe, header_for
 from mlarray_xr.foreign.packed import PackedArray, PackedStream, unpacked
 from mlarray_xr.foreign.raw import RawArray, local_source, raw_slabs
-from mlarray_xr.planning.codec import DEFAULT_CODEC
 from mlarray_xr.storage.publication import published
-from mlarray_xr.write import to_mla
 
 if TYPE_CHECKING:
     import io
@@ -28,16 +25,12 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from mlarray_xr.array import MlaArray
     from mlarray_xr.format.metadata import Metadata
-    from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.planning.layout import Sizes
-    from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.source import LocalSource
 
 __all__ = [
     "NIFTI_SUFFIXES",
-    "mla_to_nifti",
-    "nifti_to_mla",
     "open_image",
     "open_nifti",
     "write_image",
@@ -165,10 +158,11 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
 
     Examples
     --------
-    >>> import filecmp, nibabel, numpy as np
+    >>> import filecmp, mlarray_xr, nibabel, numpy as np
     >>> nibabel.save(nibabel.Nifti1Image(np.ones((2, 3, 4), "uint8"), np.eye(4)), "ones.nii")
-    >>> _ = nifti_to_mla("ones.nii", "ones.mla")
-    >>> write_image(MlaArray("ones.mla"), "again.nii", mode="w-")
+    >>> image = open_image("ones.nii", scratch_dir=None, dataset=None)
+    >>> _ = mlarray_xr.to_mla(image.values, "ones.mla", metadata=image.metadata)
+    >>> write_image(mlarray_xr.MlaArray("ones.mla"), "again.nii", mode="w-")
     >>> filecmp.cmp("ones.nii", "again.nii", shallow=False)
     True
     """
@@ -191,74 +185,6 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
         file.write(leading)
         for slab in raw_slabs(array, order):
             file.write(slab)
-
-
-def nifti_to_mla(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
-    *,
-    patch: Sizes | Literal["default"] | None = "default",
-    chunks: Sizes | None = None,
-    blocks: Sizes | None = None,
-    codec: str | Codec = DEFAULT_CODEC,
-    mode: Literal["w-", "w"] = "w-",
-) -> WriteReport:
-    """Convert a NIfTI file; `mla_to_nifti` gives the same voxels and header back.
-
-    Parameters
-    ----------
-    src
-        As `open_nifti`.
-    dst, patch, chunks, blocks, codec, mode
-        As `mlarray_xr.to_mla`.
-
-    Raises
-    ------
-    ConversionError, FileExistsError, LayoutError
-        As `open_nifti` and `mlarray_xr.to_mla`.
-    """
-    voxels, metadata = _open(src, scratch_dir=None)
-    report: WriteReport = to_mla(
-        voxels,
-        dst,
-        patch=patch,
-        chunks=chunks,
-        blocks=blocks,
-        codec=codec,
-        mode=mode,
-        metadata=metadata,
-    )
-    return report
-
-
-def mla_to_nifti(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
-    *,
-    mode: Literal["w-", "w"] = "w-",
-) -> None:
-    """Convert an `.mla` file to NIfTI, as `write_image`.
-
-    Parameters
-    ----------
-    src
-        The `.mla` file.
-    dst, mode
-        As `write_image`.
-
-    Raises
-    ------
-    FormatError
-        When the file holds no array.
-    GeometryError, ConversionError, FileExistsError
-        As `write_image`.
-    """
-    if mode not in ("w-", "w"):
-        raise ValueError(f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)")
-    array = MlaArray(src)
-    if not array.metadata.has_array:
-        raise FormatError(f"{src}: the file holds metadata only, no array to convert")
-    write_image(array, os.fspath(dst), mode=mode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from mlarray_xr.array import MlaArray
     from mlarray_xr.storage.source import LocalSource
 
-__all__ = ["NPY_SUFFIXES", "open_image", "write_image"]
+__all__ = ["open_image", "write_image"]
 
-NPY_SUFFIXES = (".npy", ".npz")
-
-_ARRAY, _ARCHIVE = NPY_SUFFIXES
+_ARRAY, _ARCHIVE = ".npy", ".npz"
 _SHOWN = 20
 _MAX_NDIM = 64
 _MAX_NBYTES = 2**62

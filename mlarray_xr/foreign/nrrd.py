@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from mlarray_xr.array import MlaArray
     from mlarray_xr.storage.source import LocalSource
 
-__all__ = ["NRRD_SUFFIXES", "open_image", "write_image"]
-
-NRRD_SUFFIXES = (".nrrd", ".nhdr")
+__all__ = ["open_image", "write_image"]
 
 _TARGET = ".nrrd"
 _GZIP_LEVEL = 6

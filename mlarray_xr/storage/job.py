@@ -57,6 +57,10 @@ class Progress(Protocol):
 class Sliceable(Protocol):
     """An array, in memory or not, of which boxes can be taken by several threads."""
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+
     def __getitem__(self, key: tuple[Any, ...]) -> Any:
         """Return the elements of a box."""
 
@@ -262,6 +266,7 @@ def run_ordered(tasks: Iterable[Callable[[], Result]]) -> Generator[Result]:
 
 
 def part_of(values: Sliceable, box: Box) -> NDArray[Any]:
-    """Read one part of an array; of NumPy the ellipsis keeps a 0-d array, and its byte order."""
-    key: tuple[Any, ...] = tuple(slice(start, stop) for start, stop in box)
-    return np.asarray(values[(*key, ...) if isinstance(values, np.ndarray) else key])
+    """Read one part of an array."""
+    found = values[tuple(slice(start, stop) for start, stop in box)]
+    # Of no axes it is a scalar, which has the byte order of the machine.
+    return np.asarray(found) if box else np.asarray(found, values.dtype)

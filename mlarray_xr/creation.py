@@ -1,0 +1,163 @@
+"""create: a new `.mla` file that is filled piece by piece, by assignment."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from mlarray_xr.errors import ConversionError
+from mlarray_xr.planning.codec import DEFAULT_CODEC
+from mlarray_xr.planning.write_plan import parse_bytes
+from mlarray_xr.storage.canvas import Canvas
+from mlarray_xr.subject import subject_of
+from mlarray_xr.write import _file_name, _prepared
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import DTypeLike
+
+    from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.planning.codec import Codec
+    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.report import WriteReport
+    from mlarray_xr.subject import Subject
+
+__all__ = ["ArrayWriter", "create"]
+
+_MEMORY = "512 MiB"
+
+
+class ArrayWriter(Canvas):
+    """What `create` gives: takes ``writer[key] = values`` until the ``with`` block ends."""
+
+    report: WriteReport | None = None
+    """What was written; there when the block has ended well."""
+
+
+@contextlib.contextmanager
+def create(
+    path: str | os.PathLike[str],
+    *,
+    shape: Sequence[int],
+    dtype: DTypeLike,
+    patch: Sizes | Literal["default"] | None = "default",
+    chunks: Sizes | None = None,
+    blocks: Sizes | None = None,
+    dims: Sequence[str] | None = None,
+    codec: str | Codec = DEFAULT_CODEC,
+    metadata: Metadata | None = None,
+    mode: Literal["w-", "w"] = "w-",
+    memory_limit: int | str = _MEMORY,
+) -> Iterator[ArrayWriter]:
+    """Fill a new `.mla` file in any order; it appears when the ``with`` block ends without error.
+
+    Any region may be assigned, any number of times, and read back; what was never assigned is
+    zeros. Chunks written last stay in memory decoded, others are compressed into a scratch file in
+    ``<name>.mla.parts/`` beside the target. When the memory holds the chunks that are being
+    filled, each is compressed once: for a volume that is filled plane by plane, those of one layer.
+    Threads may share the writer, as ``dask.array.store`` does; processes may not: a Dask array on
+    a cluster is written by `to_mla`.
+
+    Parameters
+    ----------
+    path
+        The target, ending in ``.mla``.
+    shape
+        Extents, array order.
+    dtype
+        Type of the elements. Values that it cannot hold are refused: whole numbers outside its
+        range, floats for integers. Floats may be rounded.
+    patch, chunks, blocks, codec, mode
+        As of `to_mla`; ``codec="auto"`` needs values to try and is refused.
+    dims
+        Names of the dimensions, which are stored.
+    metadata
+        What is stored of the array, instead of `dims`.
+    memory_limit
+        Memory that chunks may take, bytes or a text such as ``"2GB"``.
+
+    Yields
+    ------
+    ArrayWriter
+        With shape, dtype and NumPy's indexing; its ``report`` is a `WriteReport` afterwards.
+
+    Raises
+    ------
+    FileExistsError
+        When the target exists and `mode` is ``"w-"``.
+    TargetBusy
+        When another writer is at work on the target.
+    ConversionError
+        When the type cannot be stored, or the suffix is another.
+    LayoutError
+        When no layout satisfies the request, or not even one chunk fits the memory.
+
+    Examples
+    --------
+    >>> import numpy as np, mlarray_xr
+    >>> with mlarray_xr.create("planes.mla", shape=(3, 64, 64), dtype="int16", patch=32) as out:
+    ...     for z in range(3):
+    ...         out[z] = z + np.arange(64)
+    >>> mlarray_xr.MlaArray("planes.mla")[2, 0, :3], out.report.n_chunks
+    (array([2, 3, 4], dtype=int16), 8)
+    """
+    if mode not in ("w-", "w"):
+        msg = f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)"
+        raise ValueError(msg)
+    if codec == "auto":
+        msg = (
+            "codec='auto' tries codecs on values, and there are none yet. To fix: name one, such "
+            "as 'zstd-1'; mlarray_xr.choose_codec(sample) finds it"
+        )
+        raise ConversionError(msg)
+    memory_bytes = parse_bytes(memory_limit)
+    prepared = _prepared(
+        _blank(tuple(shape), np.dtype(dtype), dims=dims, metadata=metadata),
+        _file_name(path),
+        patch=patch,
+        chunks=chunks,
+        blocks=blocks,
+        codec=codec,
+        prefer="balanced",
+        overwrite=mode == "w",
+        metadata=metadata,
+        align_chunks=True,
+        compute=True,
+        resume=False,
+        memory_limit=None,
+    )
+    with prepared.cleaned_up():
+        writer = ArrayWriter(prepared.job, memory_bytes=memory_bytes)
+        try:
+            yield writer
+            writer.report = prepared.report(writer.publish())
+        finally:
+            writer.discard()
+
+
+def _blank(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    dims: Sequence[str] | None,
+    metadata: Metadata | None,
+) -> Subject:
+    """Return what stands for the array before it has values."""
+    zeros = np.broadcast_to(np.zeros((), dtype), shape)
+    if zeros.dtype != dtype:
+        msg = f"dtype {dtype} has no size. To fix: say how many characters, such as {zeros.dtype}"
+        raise ConversionError(msg)
+    if dims is None:
+        return subject_of(zeros)
+    if metadata is not None:
+        msg = "dims and metadata were both given. To fix: name the axes in metadata.spatial"
+        raise ConversionError(msg)
+    if len(dims) != len(shape):
+        msg = f"dims {tuple(dims)} for shape {shape}: one name per axis is needed"
+        raise ConversionError(msg)
+    return subject_of(xr.DataArray(zeros, dims=tuple(dims)))
