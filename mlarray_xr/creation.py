@@ -1,15 +1,16 @@
-"""create: a new `.mla` file that is filled piece by piece, by assignment."""
+"""Creation: a new `.mla` file that is filled piece by piece, by assignment."""
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from mlarray_xr.errors import ConversionError
-from mlarray_xr.planning.codec import DEFAULT_CODEC
+from mlarray_xr.planning.codec_choice import choose_codec_unseen
 from mlarray_xr.planning.write_plan import parse_bytes
 from mlarray_xr.storage.canvas import Canvas
 from mlarray_xr.subject import subject_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec import Codec
+    from mlarray_xr.planning.codec_choice import Preference
     from mlarray_xr.planning.layout import Sizes
     from mlarray_xr.report import WriteReport
     from mlarray_xr.subject import Subject
@@ -49,7 +51,8 @@ def create(
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
     dims: Sequence[str] | None = None,
-    codec: str | Codec = DEFAULT_CODEC,
+    codec: str | Codec = "auto",
+    prefer: Preference = "balanced",
     metadata: Metadata | None = None,
     mode: Literal["w-", "w"] = "w-",
     memory_limit: int | str = _MEMORY,
@@ -72,8 +75,11 @@ def create(
     dtype
         Type of the elements. Values that it cannot hold are refused: whole numbers outside its
         range, floats for integers. Floats may be rounded.
-    patch, chunks, blocks, codec, mode
-        As of `to_mla`; ``codec="auto"`` needs values to try and is refused.
+    patch, chunks, blocks, mode
+        As of `to_mla`.
+    codec, prefer
+        As of `to_mla`, but ``"auto"`` has no values to try: it takes what suits most arrays.
+        `choose_codec` tries codecs on a sample.
     dims
         Names of the dimensions, which are stored.
     metadata
@@ -109,21 +115,19 @@ def create(
     if mode not in ("w-", "w"):
         msg = f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)"
         raise ValueError(msg)
+    memory_bytes, element = parse_bytes(memory_limit), np.dtype(dtype)
+    choice = None
     if codec == "auto":
-        msg = (
-            "codec='auto' tries codecs on values, and there are none yet. To fix: name one, such "
-            "as 'zstd-1'; mlarray_xr.choose_codec(sample) finds it"
-        )
-        raise ConversionError(msg)
-    memory_bytes = parse_bytes(memory_limit)
+        reason = "no values to try codecs on"
+        choice = choose_codec_unseen(element.itemsize, prefer=prefer, reason=reason)
     prepared = _prepared(
-        _blank(tuple(shape), np.dtype(dtype), dims=dims, metadata=metadata),
+        _blank(tuple(shape), element, dims=dims, metadata=metadata),
         _file_name(path),
         patch=patch,
         chunks=chunks,
         blocks=blocks,
-        codec=codec,
-        prefer="balanced",
+        codec=codec if choice is None else choice.codec,
+        prefer=prefer,
         overwrite=mode == "w",
         metadata=metadata,
         align_chunks=True,
@@ -135,7 +139,7 @@ def create(
         writer = ArrayWriter(prepared.job, memory_bytes=memory_bytes)
         try:
             yield writer
-            writer.report = prepared.report(writer.publish())
+            writer.report = replace(prepared.report(writer.publish()), choice=choice)
         finally:
             writer.discard()
 

@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "storage",
         "source random_access libblosc2 portable chunks tiles read_pool frame_file mapped handles "
-        "gather encode trial publication json_record staging segments assembly job frame_lock edit "
+        "gather encode trial publication json_record staging segments assembly job frame_lock editable edit "
         "canvas inspection",
     ),
     ("array",),
@@ -52,14 +52,39 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("geometry",),
     ("attributes", "record", "placement", "coordinates", "dataset"),
     ("dask", "dask_write"),
-    ("backend", "read", "report", "subject", "prepared", "write", "create", "verification", "accessor"),
+    (
+        "backend",
+        "read",
+        "report",
+        "subject",
+        "prepared",
+        "write",
+        "creation",
+        "verification",
+        "accessor",
+    ),
     folder(
         "foreign",
-        "image raw nifti_header nifti_metadata nifti nrrd npy hdf5 netcdf zarr ome tiff dicom "
-        "formats conversion collection",
+        "image origin scratch reopened raw packed positions labelled "
+        "nifti_header nifti_metadata nifti "
+        "nrrd_fields nrrd_header nrrd_space nrrd_metadata nrrd npy "
+        "hdf5_file hdf5 netcdf "
+        "ngff ome zarr_store zarr_labels zarr "
+        "tiff_pages tiff_chain tiff_ome tiff_metadata tiff_folder tiff_file tiff codestream "
+        "dicom_header dicom_pixels dicom_frames dicom_geometry dicom_series dicom "
+        "formats recipe comparison conversion case case_folder collection",
     ),
     folder("explore", "phantom preview demo"),
-    ("cli",),
+    (
+        "cli_text",
+        "cli_progress",
+        "cli_arguments",
+        "cli_info",
+        "cli_convert",
+        "cli_verify",
+        "cli_demo",
+        "cli",
+    ),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 FOLDERS = {name.partition(".")[0] for name in ROW if "." in name}
@@ -76,7 +101,6 @@ DOORS: dict[str, tuple[str, ...]] = {
     "dask": ("dask",),
     "distributed": ("dask",),
     "nibabel": ("foreign.nifti",),
-    "nrrd": ("foreign.nrrd",),
     "h5py": ("foreign.hdf5",),
     "netCDF4": ("foreign.netcdf",),
     "zarr": ("foreign.zarr", "foreign.ome"),

@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import random
+import struct
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
 )
@@ -673,6 +675,17 @@ def test_a_codestream_of_another_size_is_not_decoded(tmp_path: Path) -> None:
     path.write_bytes(whole)
     with pytest.raises(ConversionError, match="compressed bytes claim to hold 8589672450 bytes"):
         opened(tmp_path).values[0:1, 0:6, 0:7]
+
+
+def test_a_box_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    box = struct.pack(">I4s4s", 12, b"jP  ", b"\r\n\x87\n") + struct.pack(">I4s", 0, b"ftyp")
+    stored = kit.image(voxels()[0], series="1.2.3")
+    stored.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    stored.PixelData = pydicom.encaps.encapsulate([box + bytes(40)])
+    stored["PixelData"].is_undefined_length = True
+    stored.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with pytest.raises(ConversionError, match="JP2 file without a codestream"):
+        first_voxel(tmp_path)
 
 
 def test_deflated_files_are_refused_before_they_are_inflated(tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ def claimed_pixels(data: bytes) -> int | None:
     None for anything else. ISO/IEC 10918-1 B.2.2 (JPEG), 14495-1 C.2.2 (JPEG-LS) and 15444-1 A.5.1
     (JPEG 2000) say where.
 
+    Raises
+    ------
+    ConversionError
+        When a JP2 file has no codestream.
+
     Examples
     --------
     >>> claimed_pixels(bytes.fromhex("ffd8 ffc0 000b 08 0002 0003 01 01 11 00"))
@@ -55,12 +60,27 @@ def claimed_pixels(data: bytes) -> int | None:
     """
     if data.startswith(_SOI):
         return _jpeg_pixels(data)
-    if data.startswith(_JP2):
-        data = data[max(data.find(_J2K), 0) :]
-    if data.startswith(_J2K) and len(data) >= 24:
-        right, bottom, left, top = struct.unpack_from(">4I", data, 8)
+    at = _boxed_codestream(data) if data.startswith(_JP2) else 0
+    if data.startswith(_J2K, at) and len(data) >= at + 24:
+        right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
         return int(max(right - left, 0) * max(bottom - top, 0))
     return None
+
+
+def _boxed_codestream(data: bytes) -> int:
+    """Return where the codestream of a JP2 file starts (15444-1 annex I).
+
+    A box shorter than its own header leads nowhere, and pydicom 3.0 round in circles.
+    """
+    at = 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"jp2c":
+            return at + 8
+        if length < 8:
+            break
+        at += length
+    raise ConversionError("a JP2 file without a codestream: it is damaged or hostile")
 
 
 def _jpeg_pixels(data: bytes) -> int | None:

@@ -214,8 +214,8 @@ class Canvas:
         """Refuse use after the end."""
         if not self._is_open:
             msg = (
-                f"{self._job.staging.target}: finished, it takes and gives no values. To fix: "
-                "mlarray_xr.MlaArray(path, mode='r+') edits it"
+                f"{self._job.staging.target}: the writer has ended, well or not; it takes and gives "
+                "no values. To fix: mlarray_xr.MlaArray(path, mode='r+') edits a finished file"
             )
             raise ValueError(msg)
 
@@ -258,6 +258,8 @@ class Canvas:
 
     def _evict(self) -> None:
         """Encode the chunks that were not written to for longest, in several threads."""
+        # Until all are stored they are in neither place: an error here is the end of the canvas.
+        self._is_open = False
         # No more than half: the newer ones may be of a layer that is being filled.
         count = min(self._batch, (len(self._decoded) + 1) // 2)
         oldest = [self._decoded.popitem(last=False) for _ in range(count)]
@@ -265,6 +267,7 @@ class Canvas:
         tasks = [partial(self._encode, box, chunk) for _, (box, chunk) in oldest]
         for chunk in run_ordered(tasks):
             self._keep(chunk)
+        self._is_open = True
         self._n_evicted += count
         if self._n_evicted - count <= _OFTEN * self._plan.n_chunks < self._n_evicted:
             msg = (
