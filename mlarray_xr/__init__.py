@@ -13,6 +13,7 @@ import mlarray_xr.accessor  # noqa: F401 - registers DataArray.mla
 
 if TYPE_CHECKING:
     from mlarray_xr.array import MlaArray
+    from mlarray_xr.creation import create
     from mlarray_xr.foreign.conversion import convert
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.layout import Layout, plan_layout
@@ -29,6 +30,7 @@ __all__ = [
     "WriteReport",
     "choose_codec",
     "convert",
+    "create",
     "open_mla",
     "plan_layout",
     "to_mla",
@@ -44,6 +46,7 @@ _HOMES = {
     "WriteReport": "mlarray_xr.report",
     "choose_codec": "mlarray_xr.storage.trial",
     "convert": "mlarray_xr.foreign.conversion",
+    "create": "mlarray_xr.creation",
     "open_mla": "mlarray_xr.read",
     "plan_layout": "mlarray_xr.planning.layout",
     "to_mla": "mlarray_xr.write",

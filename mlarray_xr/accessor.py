@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import Preference
     from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.region import Region
     from mlarray_xr.storage.job import Progress
 
 __all__ = ["MlaAccessor"]
@@ -183,8 +184,10 @@ class MlaAccessor:
         chunks: Sizes | None = None,
         blocks: Sizes | None = None,
         codec: str | Codec = "auto",
+        lossy: bool = False,
         prefer: Preference = "balanced",
-        mode: Literal["w-", "w"] = "w-",
+        mode: Literal["w-", "w", "r+"] = "w-",
+        region: Region | Literal["auto"] | None = None,
         align_chunks: bool = True,
         compute: bool = True,
         resume: bool = False,
@@ -202,8 +205,10 @@ class MlaAccessor:
             chunks=chunks,
             blocks=blocks,
             codec=codec,
+            lossy=lossy,
             prefer=prefer,
             mode=mode,
+            region=region,
             align_chunks=align_chunks,
             compute=compute,
             resume=resume,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeAlias
 
-from mlarray_xr.errors import ChunkError, SourceChanged
+import numpy as np
+
+from mlarray_xr.errors import FormatError, SourceChanged
 from mlarray_xr.planning.assignment import outer_only
 from mlarray_xr.planning.grid import box_shape, check_box, is_empty
 from mlarray_xr.planning.layout import Layout
@@ -19,8 +19,10 @@ from mlarray_xr.planning.selection import (
     is_scalar_key,
     plan_selection,
 )
+from mlarray_xr.planning.shaped import Shaped
 from mlarray_xr.storage.edit import check_mode, edit_frame
 from mlarray_xr.storage.frame_file import open_frame
+from mlarray_xr.storage.frame_lock import ProcessLock
 from mlarray_xr.storage.gather import allocate, check_out, gather_outer, gather_points
 from mlarray_xr.storage.handles import close_reader, reader_of
 from mlarray_xr.storage.libblosc2 import native_library
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
     from mlarray_xr.format.frame import FrameHeader
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MlaArray"]
 
-_State: TypeAlias = "tuple[LocalSource | BytesSource, FrameHeader, int | None, str]"
+_State: TypeAlias = "tuple[LocalSource | BytesSource, FrameHeader, int | None, str, bool]"
 
 
-class MlaArray:
+class MlaArray(Shaped):
     """The array in one `.mla` file: an address that reads what is asked for, when it is asked.
 
     Opening reads and checks the header and the metadata, no voxel. The object holds no open file:
@@ -62,8 +63,10 @@ class MlaArray:
         Threads per read. None shares the CPUs with other reads under way and leaves small boxes
         to one thread; 1 never starts a thread.
     mode : {"r", "r+"}
-        ``"r+"`` edits the file in place: ``array[key] = values`` and `write`. Threads that share
-        the object then take turns.
+        ``"r+"`` edits in place: ``array[key] = values`` and `write`; threads then take turns.
+    checksums
+        Whether each chunk is compared with its checksum when it is first read; files without
+        checksums are then refused.
 
     Raises
     ------
@@ -88,6 +91,7 @@ class MlaArray:
 
     __slots__ = (
         "__weakref__",
+        "_checksums",
         "_header",
         "_metadata",
         "_mode",
@@ -101,18 +105,23 @@ class MlaArray:
     """Threads per read, see the class."""
 
     def __init__(
-        self, path: object, *, threads: int | None = None, mode: Literal["r", "r+"] = "r"
+        self,
+        path: object,
+        *,
+        threads: int | None = None,
+        mode: Literal["r", "r+"] = "r",
+        checksums: bool = False,
     ) -> None:
         check_threads(threads)
         source = source_of(path)
         check_mode(mode, source)
         opened = open_frame(source)
-        self._set((source, opened.header, threads, mode), opened.metadata)
+        self._set((source, opened.header, threads, mode, checksums), opened.metadata)
 
     def __getstate__(self) -> _State:
         """Return the address; what is open stays in this process."""
         with self._turn:
-            return self._source, self._header, self.threads, self._mode
+            return self._source, self._header, self.threads, self._mode, self._checksums
 
     def __setstate__(self, state: _State) -> None:
         """Restore the address; nothing is opened before the first read."""
@@ -120,12 +129,12 @@ class MlaArray:
 
     def _set(self, state: _State, metadata: Metadata | None) -> None:
         """Fill the slots."""
-        self._source, self._header, self.threads, self._mode = state
+        self._source, self._header, self.threads, self._mode, self._checksums = state
         self._metadata = metadata
         self._reader: MappedReader | None = None
         # Reads of a file that nobody edits through this object need not wait for each other.
         self._turn: contextlib.AbstractContextManager[Any] = (
-            contextlib.nullcontext() if self._mode == "r" else threading.RLock()
+            contextlib.nullcontext() if self._mode == "r" else ProcessLock()
         )
 
     @property
@@ -142,21 +151,6 @@ class MlaArray:
     def dtype(self) -> np.dtype[Any]:
         """Type of the elements, byte order as stored."""
         return self._header.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self._header.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self._header.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the decoded array."""
-        return self.size * self._header.typesize
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -330,13 +324,6 @@ class MlaArray:
         values = self.read(tuple((0, n) for n in self.shape))
         return values if dtype is None else values.astype(dtype, copy=False)
 
-    def __len__(self) -> int:
-        """Return the extent of the first axis."""
-        if not self.shape:
-            msg = "len() of an array without axes"
-            raise TypeError(msg)
-        return self.shape[0]
-
     def __repr__(self) -> str:
         """Describe address, shape and layout; nothing from the metadata."""
         where = os.path.basename(self.path) if self.path else self._source.name
@@ -371,11 +358,11 @@ class MlaArray:
         """Replace elements in the file, and follow it."""
         if self._mode != "r+":
             msg = (
-                f"{self._source.name}: opened for reading, it takes no values. To fix: "
-                "(1) MlaArray(path, mode='r+') edits in place; (2) mlarray_xr.create(path, ...) "
-                "fills a new file; (3) mlarray_xr.to_mla(array, path) writes one at once"
+                f"{self._source.name}: opened for reading, it takes no values. To fix: (1) "
+                "MlaArray(path, mode='r+') edits it; (2) mlarray_xr.create and to_mla make new ones"
             )
             raise TypeError(msg)
+        values = np.asanyarray(values)  # before the turn: other threads may read this array for it
         with self._turn:
             edited = edit_frame(self._source, selection, values)
             self.close()
@@ -386,15 +373,15 @@ class MlaArray:
         """Fill a checked buffer with a checked box."""
         if is_empty(box):
             return
-        reader = reader_of(self._source)
-        if isinstance(self._source, BytesSource):
-            self._reader = reader  # readers of memory live as long as somebody holds them
         try:
+            reader = reader_of(self._source, check=self._checksums)
+            if isinstance(self._source, BytesSource):
+                self._reader = reader  # readers of memory live as long as somebody holds them
             reader.read(box, out, threads=threads)
         except SourceChanged:
             self.close()
             raise
-        except ChunkError:
+        except FormatError:
             # An edit under way changes what is mapped, which may look like damage.
             self._source.check()
             raise

@@ -110,6 +110,7 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         "decode_coords",
         "drop_variables",
         "variable",
+        "checksums",
     )
 
     def guess_can_open(self, filename_or_obj: object) -> bool:
@@ -128,6 +129,7 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         decode_coords: Any = None,  # noqa: ARG002
         drop_variables: str | Iterable[str] | None = None,
         variable: str | None = None,
+        checksums: bool = False,
     ) -> xr.Dataset:
         """Open a file as a dataset with one lazy variable.
 
@@ -141,6 +143,8 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             Names of variables to leave out.
         variable
             Name of the data variable instead of ``"image"`` (``"labels"`` for segmentations).
+        checksums
+            Whether each chunk is compared with its checksum when it is first read.
 
         Returns
         -------
@@ -154,7 +158,7 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         ValueError
             When `variable` is the name of a dimension.
         """
-        array = MlaArray(filename_or_obj)
+        array = MlaArray(filename_or_obj, checksums=checksums)
         lazy = indexing.LazilyIndexedArray(MlaBackendArray(array))
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
         dataset = dataset_from(
@@ -177,6 +181,7 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         decode_coords: Any = None,
         drop_variables: str | Iterable[str] | None = None,
         variable: str | None = None,
+        checksums: bool = False,
     ) -> dict[str, xr.Dataset]:
         """Open a file as the only group of a tree; parameters as in `open_dataset`."""
         dataset = self.open_dataset(
@@ -187,6 +192,7 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             decode_coords=decode_coords,
             drop_variables=drop_variables,
             variable=variable,
+            checksums=checksums,
         )
         return {"/": dataset}
 
@@ -200,6 +206,7 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         decode_coords: Any = None,
         drop_variables: str | Iterable[str] | None = None,
         variable: str | None = None,
+        checksums: bool = False,
     ) -> xr.DataTree:
         """Open a file as a tree of one node; parameters as in `open_dataset`."""
         # Private, but the one way that keeps `close` on the tree; its own engines use it too.
@@ -213,5 +220,6 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             decode_coords=decode_coords,
             drop_variables=drop_variables,
             variable=variable,
+            checksums=checksums,
         )
         return datatree_from_dict_with_io_cleanup(groups)

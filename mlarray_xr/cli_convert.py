@@ -12,6 +12,7 @@ from mlarray_xr.cli_arguments import count, memory, scheduler, sizes
 from mlarray_xr.cli_progress import progress_bar
 from mlarray_xr.cli_text import Outcome, report_facts, to_json
 from mlarray_xr.dask import connected, local_cluster
+from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.collection import convert_folder
 from mlarray_xr.foreign.conversion import convert
 from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_target
@@ -28,13 +29,26 @@ __all__ = ["add_convert"]
 
 def add_convert(commands: Commands) -> None:
     """Add the command to the grammar."""
+    read = ", ".join(suffix for each in FORMATS for suffix in each.suffixes)
+    written = ", ".join(suffix for each in FORMATS for suffix in each.written_suffixes)
     command = commands.add_parser(
-        "convert", help="convert images to .mla and back, or a folder of images"
+        "convert",
+        help="convert images to .mla and back, or a folder of images",
+        description="Convert an image to .mla, .mla to another format or layout, or every image "
+        "below a folder to .mla. Suffixes tell the formats.",
+        epilog=f"Reads {read}, and folders with DICOM slices or numbered TIFF files. Writes .mla, "
+        f"and from .mla {written}. Exits with 1 when something failed.",
     )
     command.add_argument("src", metavar="SRC", help="a file, or a folder")
     command.add_argument(
         "dst", metavar="DST", help="a file; for a folder of images a folder, which is made"
     )
+    _add_options(command)
+    command.set_defaults(run=_run)
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    """Add what may be left out."""
     command.add_argument(
         "--patch", type=sizes, metavar="N|A,B,C", help="window to lay the file out for, voxels"
     )
@@ -57,9 +71,14 @@ def add_convert(commands: Commands) -> None:
         "--verify", action="store_true", help="read back and compare with the source, bit by bit"
     )
     command.add_argument(
-        "--memory-limit", type=memory, metavar="2GB", help="for the parts under way, all processes"
+        "--memory-limit",
+        type=memory,
+        metavar="2GB",
+        help="for the parts under way; of a cluster at an address, in each of its processes",
     )
-    command.add_argument("--jobs", type=count, metavar="N", help="small files at a time")
+    command.add_argument(
+        "--jobs", type=count, metavar="N", help="of a folder: small files at a time"
+    )
     command.add_argument(
         "--scheduler",
         type=scheduler,
@@ -68,7 +87,6 @@ def add_convert(commands: Commands) -> None:
         help="threads (default), local:N for N processes, or the address of a Dask scheduler",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> Outcome:
@@ -82,6 +100,10 @@ def _run(options: argparse.Namespace) -> Outcome:
 
 def _convert_file(options: argparse.Namespace) -> Outcome:
     """Convert one image."""
+    if options.jobs is not None:
+        raise ConversionError(
+            f"{options.src}: --jobs is for folders of images, and this is one. To fix: leave it out"
+        )
     with progress_bar("chunk") as progress:
         report = convert(options.src, options.dst, **_shared(options), progress=progress)
     if report is not None:
@@ -100,6 +122,8 @@ def _convert_folder(options: argparse.Namespace) -> Outcome:
             options.src, options.dst, **_shared(options), jobs=options.jobs, progress=progress
         )
     failures = tuple(f"{each.source}: {each.reason}" for each in report.failed)
+    if not (report.converted or report.skipped or failures):
+        failures = (f"{options.src}: no image is there that is read",)
     text = to_json(_collection_facts(report)) if options.json else report.summary()
     return Outcome(text=text, failures=failures)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,14 +11,13 @@ import numpy as np
 import xarray as xr
 
 from mlarray_xr.errors import ConversionError
+from mlarray_xr.file_write import file_name, prepare_file
 from mlarray_xr.planning.codec_choice import choose_codec_unseen
 from mlarray_xr.planning.write_plan import parse_bytes
 from mlarray_xr.storage.canvas import Canvas
 from mlarray_xr.subject import subject_of
-from mlarray_xr.write import _file_name, _prepared
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import DTypeLike
@@ -52,6 +52,7 @@ def create(
     blocks: Sizes | None = None,
     dims: Sequence[str] | None = None,
     codec: str | Codec = "auto",
+    lossy: bool = False,
     prefer: Preference = "balanced",
     metadata: Metadata | None = None,
     mode: Literal["w-", "w"] = "w-",
@@ -75,7 +76,7 @@ def create(
     dtype
         Type of the elements. Values that it cannot hold are refused: whole numbers outside its
         range, floats for integers. Floats may be rounded.
-    patch, chunks, blocks, mode
+    patch, chunks, blocks, lossy, mode
         As of `to_mla`.
     codec, prefer
         As of `to_mla`, but ``"auto"`` has no values to try: it takes what suits most arrays.
@@ -101,7 +102,8 @@ def create(
     ConversionError
         When the type cannot be stored, or the suffix is another.
     LayoutError
-        When no layout satisfies the request, or not even one chunk fits the memory.
+        When no layout satisfies the request, not even one chunk fits the memory, or the codec is
+        unknown, or lossy without ``lossy=True``.
 
     Examples
     --------
@@ -109,8 +111,8 @@ def create(
     >>> with mlarray_xr.create("planes.mla", shape=(3, 64, 64), dtype="int16", patch=32) as out:
     ...     for z in range(3):
     ...         out[z] = z + np.arange(64)
-    >>> mlarray_xr.MlaArray("planes.mla")[2, 0, :3], out.report.n_chunks
-    (array([2, 3, 4], dtype=int16), 8)
+    >>> mlarray_xr.MlaArray("planes.mla")[2, 0, :3], out.report.nbytes
+    (array([2, 3, 4], dtype=int16), 24576)
     """
     if mode not in ("w-", "w"):
         msg = f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)"
@@ -120,13 +122,14 @@ def create(
     if codec == "auto":
         reason = "no values to try codecs on"
         choice = choose_codec_unseen(element.itemsize, prefer=prefer, reason=reason)
-    prepared = _prepared(
+    prepared = prepare_file(
         _blank(tuple(shape), element, dims=dims, metadata=metadata),
-        _file_name(path),
+        file_name(path),
         patch=patch,
         chunks=chunks,
         blocks=blocks,
         codec=codec if choice is None else choice.codec,
+        lossy=lossy,
         prefer=prefer,
         overwrite=mode == "w",
         metadata=metadata,
@@ -135,13 +138,18 @@ def create(
         resume=False,
         memory_limit=None,
     )
-    with prepared.cleaned_up():
+    process = os.getpid()
+    try:
         writer = ArrayWriter(prepared.job, memory_bytes=memory_bytes)
         try:
             yield writer
             writer.report = replace(prepared.report(writer.publish()), choice=choice)
         finally:
             writer.discard()
+    except BaseException:
+        if os.getpid() == process:  # not a forked child, whose parent goes on
+            prepared.give_up()
+        raise
 
 
 def _blank(

@@ -292,5 +292,5 @@ def scheduler_client() -> Any:
 
 def is_dask(obj: object) -> bool:
     """Tell whether an object is a Dask array, without importing Dask."""
-    module = sys.modules.get("dask.array")
-    return module is not None and isinstance(obj, module.Array)
+    # Nothing is one as long as another thread is still importing it, when it has no Array yet.
+    return isinstance(obj, getattr(sys.modules.get("dask.array"), "Array", ()))

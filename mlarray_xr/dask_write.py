@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from mlarray_xr.dask import scheduler_client
+from mlarray_xr.dask import from_mla, scheduler_client
+from mlarray_xr.planning.assignment import fit_dtype
+from mlarray_xr.planning.region import plan_rim
 from mlarray_xr.storage.job import part_of
 from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.segments import parts_on_disk
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import NDArray
 
+    from mlarray_xr.array import MlaArray
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
+    from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Layout
     from mlarray_xr.storage.job import Finished, PartRecord, Progress, WriteJob
 
@@ -31,6 +35,7 @@ __all__ = [
     "compute_all",
     "delayed_mapping",
     "delayed_value",
+    "merged_array",
     "threads_per_process",
     "watched",
     "write_graph",
@@ -68,7 +73,7 @@ def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da
         chunks=tuple((1,) * n for n in job.parts.grid),
         meta=np.empty((0,) * array.ndim, object),
     )
-    if len(missing) < len(job.parts):
+    if len(missing) < records.npartitions:  # an empty array has a block, and no parts
         records = _only(records, missing, grid=job.parts.grid)
     graph: da.Array = da.reduction(
         records,
@@ -116,8 +121,12 @@ def _write_block(block: NDArray[Any], job: WriteJob, block_info: Any = None) -> 
     """Write one part where it was computed; return its record as a block of one element."""
     where = block_info[0]
     part = job.parts.number_of(tuple(where["chunk-location"]))
-    box = tuple((int(start), int(stop)) for start, stop in where["array-location"])
-    return _cell([job.write_part(np.asarray(block), box, part=part)], ndim=block.ndim)
+    box = job.parts.placed(tuple((int(a), int(b)) for a, b in where["array-location"]))
+    values, dtype = np.asarray(block), job.plan.dtype
+    if values.dtype == dtype.newbyteorder("="):
+        # Joined blocks of the other byte order have the machine's (NumPy 2.4's concatenate).
+        values = values.astype(dtype, copy=False)
+    return _cell([job.write_part(values, box, part=part)], ndim=block.ndim)
 
 
 def _cell(value: object, *, ndim: int) -> NDArray[np.object_]:
@@ -167,6 +176,38 @@ def _records(blocks: Any) -> list[PartRecord]:
     if isinstance(blocks, np.ndarray):
         return [record for records in blocks.ravel() for record in records]
     return [record for block in blocks for record in _records(block)]
+
+
+def merged_array(array: da.Array, old: MlaArray, *, box: Box, outer: Box) -> da.Array:
+    """Return an array that is new inside a box, and what a file has around it.
+
+    Only what lies around is read of the file.
+
+    Parameters
+    ----------
+    array
+        The new values, of the box's shape.
+    old
+        The file.
+    box, outer
+        What is replaced, and what is returned.
+    """
+    import dask.array as da
+
+    merged = array
+    if array.dtype != old.dtype:
+        empty = np.empty((0,) * old.ndim, old.dtype)
+        fit = partial(fit_dtype, dtype=old.dtype)
+        merged = da.map_blocks(fit, array, dtype=old.dtype, meta=empty)
+    around = from_mla(old)
+    for axis, before, after in plan_rim(box, outer):
+        first, last = (
+            [] if piece is None else [around[tuple(slice(*pair) for pair in piece)]]
+            for piece in (before, after)
+        )
+        if first or last:
+            merged = da.concatenate([*first, merged, *last], axis=axis)
+    return merged
 
 
 def compute_all(graphs: Sequence[da.Array]) -> list[Finished]:
@@ -271,7 +312,7 @@ def watched(job: WriteJob, progress: Progress | None) -> Iterator[None]:
         while not stopped.wait(_WATCH_SECONDS):
             done = sum(sizes[part] for part in parts_on_disk(job.staging) if part < len(sizes))
             if done > before:  # names are gone as soon as the file is complete
-                progress(done, job.plan.n_chunks)
+                progress(done, job.n_chunks)
                 before = done
 
     watcher = threading.Thread(target=watch, name="mla-progress", daemon=True)
@@ -281,4 +322,4 @@ def watched(job: WriteJob, progress: Progress | None) -> Iterator[None]:
     finally:
         stopped.set()
         watcher.join()
-    progress(job.plan.n_chunks, job.plan.n_chunks)
+    progress(job.n_chunks, job.n_chunks)

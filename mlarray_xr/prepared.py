@@ -19,9 +19,6 @@ from mlarray_xr.dask_write import (
     watched,
     write_graph,
 )
-from mlarray_xr.format.metadata import Storage
-from mlarray_xr.format.metadata_codec import encode_metadata
-from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.job import WriteJob, identity_of
 from mlarray_xr.storage.read_pool import available_threads
@@ -30,13 +27,15 @@ from mlarray_xr.storage.staging import claim
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec_choice import CodecChoice
+    from mlarray_xr.planning.grid import Box
+    from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.storage.encode import FramePlan
     from mlarray_xr.storage.job import Finished, Progress
+    from mlarray_xr.storage.source import LocalSource
     from mlarray_xr.subject import Subject
 
-__all__ = ["PreparedWrite", "delayed_report", "prepare", "run_all"]
+__all__ = ["PreparedWrite", "claim_write", "delayed_report", "parts_in_flight", "run_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,6 +58,8 @@ class PreparedWrite:
     """Why this codec."""
     began: float
     """When it was asked for, seconds since 1970."""
+    region: Box | None = None
+    """What of an existing file is replaced; None when a file is made."""
 
     def graph(self) -> Any:
         """Return the 0-d Dask array that writes the file when it is computed."""
@@ -69,12 +70,12 @@ class PreparedWrite:
 
     def run(self, progress: Progress | None) -> WriteReport:
         """Write the file with the threads of this process."""
-        with self.cleaned_up():
-            if self.keeps:
-                done = self.job.write_segments(self.subject.values, self.missing, progress)
-            else:
-                done = self.job.write_directly(self.subject.values, progress)
-            return self.report(done)
+        # A file that is changed in place is read meanwhile: it must not grow before the end.
+        if self.keeps or self.region is not None:
+            done = self.job.write_segments(self.subject.values, self.missing, progress)
+        else:
+            done = self.job.write_directly(self.subject.values, progress)
+        return self.report(done)
 
     @contextlib.contextmanager
     def cleaned_up(self) -> Iterator[None]:
@@ -104,9 +105,10 @@ class PreparedWrite:
             _report,
             job=self.job,
             path=self.path,
-            n_resumed_chunks=plan.n_chunks - n_missing,
+            n_resumed_chunks=self.job.n_chunks - n_missing,
             choice=self.choice,
             began=self.began,
+            region=self.region,
         )
 
 
@@ -118,6 +120,7 @@ def _report(
     n_resumed_chunks: int,
     choice: CodecChoice | None,
     began: float,
+    region: Box | None,
 ) -> WriteReport:
     """Return the report of a finished write."""
     plan = job.plan
@@ -127,7 +130,7 @@ def _report(
         dtype=str(plan.dtype),
         nbytes=math.prod(plan.shape) * plan.dtype.itemsize,
         file_bytes=done.file_bytes,
-        n_chunks=plan.n_chunks,
+        n_chunks=job.n_chunks,
         n_resumed_chunks=n_resumed_chunks,
         seconds=time.time() - began,
         assembly_seconds=done.seconds,
@@ -135,26 +138,28 @@ def _report(
         layout=plan.layout,
         codec=plan.codec,
         choice=choice,
+        region=region,
     )
 
 
-def prepare(
+def claim_write(
     subject: Subject,
     *,
     path: str,
     target: str,
     plan: FramePlan,
-    metadata: Metadata,
+    parts: Parts,
+    metadata: bytes,
     overwrite: bool,
-    align_chunks: bool,
     resume: bool,
-    memory_limit: int | None,
     uses_tasks: bool,
     choice: CodecChoice | None,
     began: float,
-    dims: tuple[str, ...],
+    token: str | None = None,
+    into: LocalSource | None = None,
+    region: Box | None = None,
 ) -> PreparedWrite:
-    """Decide the parts of a write and claim its target.
+    """Claim the target of a write that is decided, and find what an earlier one left.
 
     Parameters
     ----------
@@ -164,56 +169,46 @@ def prepare(
         The target as it was named, and as it is written: absolute, links followed.
     plan
         Shape, type, layout and codec of the file.
+    parts
+        How the array is cut.
     metadata
-        What the file says of itself.
+        The encoded metadata entry.
     overwrite
         Whether an existing target is replaced.
-    align_chunks
-        Whether Dask chunks that do not fit the file's may be rechunked.
     resume
         Whether to use what an earlier write left, and to leave what this one does.
-    memory_limit
-        Bytes that the parts of one process may take.
     uses_tasks
         Whether Dask runs the write.
     choice
         Why this codec.
     began
         When the write was asked for, seconds since 1970.
-    dims
-        Names of the axes, for errors.
+    token
+        What tells whether two writes are of the same values; None asks the subject.
+    into, region
+        The file that is changed in place, and the box that is replaced.
 
     Raises
     ------
     TargetBusy
         When another writer is at work on the target.
-    LayoutError
-        When chunks do not fit, or parts not the memory.
     ConversionError
         When there is nothing to resume but another write.
     """
-    source_chunks = subject.values.chunks if subject.is_dask else None
-    if source_chunks is not None and not align_chunks:
-        check_chunk_borders(source_chunks, plan.layout.chunks, dims)
-    parts = plan_parts(
-        plan.shape,
-        plan.layout,
-        itemsize=plan.dtype.itemsize,
-        in_flight=threads_per_process() if uses_tasks else available_threads() + 1,
-        source_chunks=source_chunks,
-        memory_limit=memory_limit,
+    if resume and token is None:
+        token = subject.token()
+    fingerprint = _fingerprint(plan, metadata, token if resume and token else uuid.uuid4().hex)
+    staging, recorded = claim(
+        target, {"fingerprint": fingerprint, "parts": parts.extents}, resume=resume
     )
-    stored = encode_metadata(_with_storage(metadata, plan))
-    token = subject.token() if resume else uuid.uuid4().hex
-    wanted = {"fingerprint": _fingerprint(plan, stored, token), "parts": parts.extents}
-    staging, recorded = claim(target, wanted, resume=resume)
     job = WriteJob(
         staging=staging,
         plan=plan,
         parts=replace(parts, extents=tuple(map(tuple, recorded["parts"]))),
-        metadata=stored,
+        metadata=metadata,
         overwrite=overwrite,
         before=identity_of(target),
+        into=into,
     )
     found = job.segments_found(check=True) if resume else {}
     return PreparedWrite(
@@ -225,21 +220,32 @@ def prepare(
         keeps=resume,
         choice=choice,
         began=began,
+        region=region,
     )
 
 
+def parts_in_flight(*, uses_tasks: bool) -> int:
+    """Return how many parts a process works on at the same time."""
+    return threads_per_process() if uses_tasks else available_threads() + 1
+
+
 def run_all(writes: list[PreparedWrite], progress: Progress | None) -> list[WriteReport]:
-    """Run writes: those of Dask arrays in one computation, so that what they share is read once."""
+    """Run writes: those of Dask arrays in one computation, so that what they share is read once.
+
+    When one fails, those that are not finished are given up.
+    """
     tasks = [write for write in writes if write.uses_tasks and write.missing]
-    with contextlib.ExitStack() as stack:
-        for write in tasks:
-            stack.enter_context(write.cleaned_up())
-            stack.enter_context(watched(write.job, progress))
-        done = dict(zip(map(id, tasks), compute_all([w.graph() for w in tasks]), strict=True))
-    return [
-        write.report(done[id(write)]) if id(write) in done else write.run(progress)
-        for write in writes
-    ]
+    with contextlib.ExitStack() as unfinished:
+        for write in writes:
+            unfinished.enter_context(write.cleaned_up())
+        with contextlib.ExitStack() as watching:
+            for write in tasks:
+                watching.enter_context(watched(write.job, progress))
+            done = dict(zip(map(id, tasks), compute_all([w.graph() for w in tasks]), strict=True))
+        return [
+            write.report(done[id(write)]) if id(write) in done else write.run(progress)
+            for write in writes
+        ]
 
 
 def delayed_report(write: PreparedWrite) -> Any:
@@ -258,15 +264,3 @@ def _fingerprint(plan: FramePlan, metadata: bytes, token: str) -> dict[str, Any]
         "metadata": hashlib.sha256(metadata).hexdigest(),
         "source": token,
     }
-
-
-def _with_storage(metadata: Metadata, plan: FramePlan) -> Metadata:
-    """Return the metadata with the layout that is really written."""
-    storage = Storage(
-        chunk_size=plan.layout.chunks,
-        block_size=plan.layout.blocks,
-        patch_size=plan.layout.patch,
-        cparams={"codec": plan.cparams().codec.value, "clevel": plan.codec.level},
-        dparams={"nthreads": 1},
-    )
-    return replace(metadata, has_array=True, blosc2=storage)

@@ -21,6 +21,7 @@ def open_mla(
     *,
     chunks: int | str | Mapping[Any, Any] | None = None,
     variable: str | None = None,
+    checksums: bool = False,
 ) -> xr.DataArray:
     """Open a file as a lazy DataArray in world coordinates.
 
@@ -36,6 +37,9 @@ def open_mla(
         ``"auto"``, numbers and mappings as in `xarray.open_dataset`.
     variable
         Name of the array instead of ``"image"`` or ``"labels"``.
+    checksums
+        Whether each chunk is compared with its checksum when it is first read; files without
+        checksums are then refused.
 
     Returns
     -------
@@ -55,7 +59,13 @@ def open_mla(
     >>> array.dims, int(array.isel(z=0).sum())
     (('z', 'y', 'x'), 48)
     """
-    dataset = xr.open_dataset(path, engine=MlaBackendEntrypoint, chunks=chunks, variable=variable)
+    dataset = xr.open_dataset(
+        path,
+        engine=MlaBackendEntrypoint,
+        chunks=chunks,
+        variable=variable,
+        checksums=checksums,
+    )
     names = list(dataset.data_vars)
     if not names:
         msg = "the file holds metadata only, no array. To fix: read MlaArray(path).metadata"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlarray_xr.planning.grid import box_shape
 
 if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice
+    from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Layout
 
 __all__ = ["WriteReport"]
@@ -32,11 +38,11 @@ class WriteReport:
     dtype: str
     """Type of the elements."""
     nbytes: int
-    """Bytes of the decoded array."""
+    """Bytes of the decoded array: all of it, also when a region was written."""
     file_bytes: int
     """Bytes of the file."""
     n_chunks: int
-    """Number of chunks."""
+    """Number of chunks that were written."""
     n_resumed_chunks: int
     """How many of them an earlier write had left."""
     seconds: float
@@ -51,6 +57,15 @@ class WriteReport:
     """Compression."""
     choice: CodecChoice | None = None
     """Why this codec, when it was chosen by a trial."""
+    region: Box | None = None
+    """What of an existing file was replaced; None when a file was made."""
+
+    @property
+    def written_bytes(self) -> int:
+        """Decoded bytes of what was written."""
+        if self.region is None:
+            return self.nbytes
+        return math.prod(box_shape(self.region)) * np.dtype(self.dtype).itemsize
 
     @property
     def ratio(self) -> float:
@@ -59,13 +74,17 @@ class WriteReport:
 
     def __str__(self) -> str:
         """Return the report as a few lines."""
-        rate = self.nbytes / max(self.seconds, 1e-9) / 1e6
+        rate = self.written_bytes / max(self.seconds, 1e-9) / 1e6
         resumed = f", {self.n_resumed_chunks} of them resumed" if self.n_resumed_chunks else ""
+        region = ""
+        if self.region is not None:
+            region = f"  region {', '.join(f'{a}:{b}' for a, b in self.region)}\n"
         processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
         return (
             f"{self.path}\n"
             f"  {self.dtype} {self.shape}: {self.nbytes / 1e6:.1f} MB in "
             f"{self.file_bytes / 1e6:.1f} MB, ratio {self.ratio:.2f}\n"
+            f"{region}"
             f"  {self.n_chunks} chunks {self.layout.chunks} of blocks {self.layout.blocks}, "
             f"{self.codec}{resumed}\n"
             f"  {self.seconds:.2f} s, {rate:.0f} MB/s, {processes}"

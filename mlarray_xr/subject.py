@@ -13,7 +13,7 @@ import xarray as xr
 
 from mlarray_xr.array import MlaArray
 from mlarray_xr.attributes import METADATA_ATTR
-from mlarray_xr.dask import is_dask
+from mlarray_xr.dask import has_client, is_dask
 from mlarray_xr.dataset import metadata_of
 from mlarray_xr.errors import ConversionError, MlaWarning
 from mlarray_xr.format.metadata import Metadata
@@ -59,6 +59,11 @@ class Subject:
         """Whether the values can be sent to workers as an address."""
         return not isinstance(self.values, np.ndarray) and hasattr(self.values, "__dask_tokenize__")
 
+    @property
+    def goes_to_workers(self) -> bool:
+        """Whether a cluster is active, and reads the values by their address."""
+        return self.has_address and has_client()
+
     def token(self) -> str:
         """Return what changes when the values do, so that only work on the same ones is resumed.
 
@@ -91,13 +96,15 @@ def subject_of(obj: Any) -> Subject:
     ----------
     obj
         A DataArray, a Dataset of one variable, a Dask array, an `MlaArray`, anything with shape,
-        dtype and slicing, or anything NumPy takes.
+        dtype and slicing, or anything NumPy takes; a `Subject` is returned as it is.
 
     Raises
     ------
     ConversionError
         When it is text, or of a type that no file holds.
     """
+    if isinstance(obj, Subject):
+        return obj
     if isinstance(obj, xr.Dataset):
         (obj,) = variables_of(obj).values()
     if isinstance(obj, xr.DataArray):

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import os
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
-from mlarray_xr.dask import has_client
-from mlarray_xr.dask_write import choose_on_worker, delayed_mapping
+from mlarray_xr.dask_write import delayed_mapping
 from mlarray_xr.errors import ConversionError
-from mlarray_xr.planning.codec import Codec
-from mlarray_xr.planning.layout import plan_layout
+from mlarray_xr.file_write import SUFFIX, file_name, prepare_file
 from mlarray_xr.planning.write_plan import parse_bytes
-from mlarray_xr.prepared import delayed_report, prepare, run_all
-from mlarray_xr.record import stored_axes
-from mlarray_xr.storage.encode import FramePlan
-from mlarray_xr.storage.job import part_of
-from mlarray_xr.storage.publication import check_target
-from mlarray_xr.storage.trial import choose_codec_for
-from mlarray_xr.subject import Subject, subject_of, variables_of
+from mlarray_xr.prepared import delayed_report, run_all
+from mlarray_xr.region_write import prepare_region
+from mlarray_xr.subject import variables_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlarray_xr.format.metadata import Metadata
-    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
-    from mlarray_xr.planning.layout import Layout, Sizes
+    from mlarray_xr.planning.codec import Codec
+    from mlarray_xr.planning.codec_choice import Preference
+    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.region import Region
     from mlarray_xr.prepared import PreparedWrite
     from mlarray_xr.storage.job import Progress
 
 __all__ = ["to_mla"]
-
-_SUFFIX = ".mla"
 
 
 def to_mla(
@@ -45,8 +38,10 @@ def to_mla(
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
     codec: str | Codec = "auto",
+    lossy: bool = False,
     prefer: Preference = "balanced",
-    mode: Literal["w-", "w"] = "w-",
+    mode: Literal["w-", "w", "r+"] = "w-",
+    region: Region | Literal["auto"] | None = None,
     metadata: Metadata | None = None,
     align_chunks: bool = True,
     compute: bool = True,
@@ -83,16 +78,24 @@ def to_mla(
         Compression, such as ``"lz4hc-8"`` or ``"zstd-1-bitshuffle"``. ``"auto"`` tries lossless
         codecs on samples, as `choose_codec` does; of a Dask array on its middle, which is computed
         for that beforehand.
+    lossy
+        Whether `codec` may lose bits of floating point numbers, as ``"zstd-1-shuffle-trunc12"``
+        does, which keeps 12 bits of the mantissa. ``"auto"`` is lossless in any case.
     prefer
         What ``codec="auto"`` looks for: ``"speed"``, ``"balanced"`` or ``"size"``.
     mode
-        ``"w-"`` refuses an existing target, ``"w"`` replaces it. Replacing the file that `obj` is
-        read from is safe.
+        ``"w-"`` refuses an existing target, ``"w"`` replaces it, ``"r+"`` writes into it, with
+        the layout, codec and metadata that it has. Each is safe also for the file that `obj` is
+        read from.
+    region
+        With ``"r+"`` what is replaced: slices by dimension, whole dimensions otherwise; slices in
+        array order; ``"auto"``, where the coordinates are those of the file; None is the array.
+        Readers see all of the old values or all of the new ones. One writer at a time.
     metadata
         Written instead of what the object itself says.
     align_chunks
-        Whether Dask chunks with borders inside a chunk of the file are rechunked; False refuses
-        them.
+        Whether Dask chunks with borders inside a chunk of the file are rechunked, and what a
+        region leaves of a chunk is read and written again; False refuses both.
     compute
         False returns a Delayed; the target is claimed at once.
     resume
@@ -122,7 +125,8 @@ def to_mla(
         When the object cannot be expressed (object types, another suffix), or what was left behind
         is the beginning of another write.
     LayoutError
-        When no layout satisfies the request, chunks do not fit, or parts not the memory.
+        When no layout satisfies the request, chunks do not fit, or parts not the memory; when the
+        codec is unknown, or lossy without ``lossy=True`` or for this type.
 
     Examples
     --------
@@ -136,109 +140,72 @@ def to_mla(
     >>> xr.open_dataset("volume.mla", engine="mlarray").image.mla.spacing
     {'z': 2.0, 'y': 0.5, 'x': 0.5}
     """
-    if mode not in ("w-", "w"):
-        msg = f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)"
-        raise ValueError(msg)
-    write = partial(
-        _prepared,
-        patch=patch,
-        chunks=chunks,
-        blocks=blocks,
-        codec=codec,
-        prefer=prefer,
-        overwrite=mode == "w",
-        metadata=metadata,
-        align_chunks=align_chunks,
-        compute=compute,
-        resume=resume,
-        memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
-    )
+    memory_bytes = None if memory_limit is None else parse_bytes(memory_limit)
+    write: Callable[[Any, str], PreparedWrite]
+    if mode == "r+":
+        _check_kept(patch=patch, chunks=chunks, blocks=blocks, codec=codec, metadata=metadata)
+        write = partial(
+            prepare_region,
+            region=region,
+            align_chunks=align_chunks,
+            compute=compute,
+            resume=resume,
+            memory_limit=memory_bytes,
+        )
+    else:
+        _check_new(mode, region)
+        write = partial(
+            prepare_file,
+            patch=patch,
+            chunks=chunks,
+            blocks=blocks,
+            codec=codec,
+            lossy=lossy,
+            prefer=prefer,
+            overwrite=mode == "w",
+            metadata=metadata,
+            align_chunks=align_chunks,
+            compute=compute,
+            resume=resume,
+            memory_limit=memory_bytes,
+        )
     if isinstance(obj, xr.Dataset) and len(obj.data_vars) != 1:
         return _write_variables(obj, os.fsdecode(path), write, compute=compute, progress=progress)
-    prepared = write(subject_of(obj), _file_name(path))
+    prepared = write(obj, file_name(path))
     if not compute:
         return delayed_report(prepared)
     (report,) = run_all([prepared], progress)
     return report
 
 
-def _prepared(
-    subject: Subject,
-    path: str,
-    *,
-    patch: Sizes | Literal["default"] | None,
-    chunks: Sizes | None,
-    blocks: Sizes | None,
-    codec: str | Codec,
-    prefer: Preference,
-    overwrite: bool,
-    metadata: Metadata | None,
-    align_chunks: bool,
-    compute: bool,
-    resume: bool,
-    memory_limit: int | None,
-) -> PreparedWrite:
-    """Plan the write of one file, and claim its target."""
-    began = time.time()
-    target, _ = check_target(path, overwrite=overwrite)
-    described = subject.metadata if metadata is None else metadata
-    axes = stored_axes(described, len(subject.values.shape))
-    layout = plan_layout(
-        subject.values.shape,
-        subject.values.dtype,
-        patch=patch,
-        dims=axes.dims,
-        spatial=axes.spatial,
-        chunks=chunks,
-        blocks=blocks,
-    )
-    choice = _choice(subject, layout, prefer) if codec == "auto" else None
-    plan = FramePlan(
-        shape=tuple(subject.values.shape),
-        dtype_str=subject.values.dtype.str,
-        layout=layout,
-        codec=_codec(codec) if choice is None else choice.codec,
-    )
-    uses_tasks = subject.is_dask or not compute or (subject.has_address and has_client())
-    return prepare(
-        subject,
-        path=path,
-        target=target,
-        plan=plan,
-        metadata=described,
-        dims=axes.dims,
-        overwrite=overwrite,
-        align_chunks=align_chunks,
-        resume=resume,
-        memory_limit=memory_limit,
-        uses_tasks=uses_tasks,
-        choice=choice,
-        began=began,
-    )
+def _check_kept(
+    *, patch: object, chunks: object, blocks: object, codec: object, metadata: object
+) -> None:
+    """Refuse options that an existing file has decided."""
+    is_default = isinstance(patch, str) and isinstance(codec, str)
+    given = (chunks, blocks, metadata)
+    if not is_default or (patch, codec) != ("default", "auto") or given != (None, None, None):
+        msg = (
+            "mode='r+': layout, codec and metadata are those of the file. To fix: leave out "
+            "patch, chunks, blocks, codec and metadata"
+        )
+        raise ConversionError(msg)
 
 
-def _choice(subject: Subject, layout: Layout, prefer: Preference) -> CodecChoice:
-    """Choose a codec by trial."""
-    if subject.is_dask:
-        return choose_on_worker(subject.values, layout, prefer=prefer)
-    return choose_codec_for(
-        partial(part_of, subject.values),
-        shape=tuple(subject.values.shape),
-        dtype=subject.values.dtype,
-        layout=layout,
-        prefer=prefer,
-    )
-
-
-def _codec(codec: str | Codec) -> Codec:
-    """Return the codec that was named."""
-    return Codec.parse(codec) if isinstance(codec, str) else codec
+def _check_new(mode: str, region: object) -> None:
+    """Refuse modes that there are not, and a region of a file that is not there yet."""
+    if mode not in ("w-", "w") or region is not None:
+        msg = (
+            f"mode={mode!r}, region={region!r}: modes are 'w-' (refuse an existing file), 'w' "
+            "(replace it) and 'r+' (write into it), which alone takes a region"
+        )
+        raise ValueError(msg)
 
 
 def _write_variables(
     dataset: xr.Dataset,
     folder: str,
-    write: Callable[[Subject, str], PreparedWrite],
+    write: Callable[[Any, str], PreparedWrite],
     *,
     compute: bool,
     progress: Progress | None,
@@ -253,8 +220,8 @@ def _write_variables(
     prepared: list[PreparedWrite] = []
     try:
         for name, array in arrays.items():
-            path = _file_name(os.path.join(folder, name + _SUFFIX))
-            prepared.append(write(subject_of(array), path))
+            path = file_name(os.path.join(folder, name + SUFFIX))
+            prepared.append(write(array, path))
     except BaseException:
         for one in prepared:
             one.give_up()
@@ -262,15 +229,3 @@ def _write_variables(
     if compute:
         return dict(zip(arrays, run_all(prepared, progress), strict=True))
     return delayed_mapping({n: delayed_report(p) for n, p in zip(arrays, prepared, strict=True)})
-
-
-def _file_name(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path of a target that the reference package would open."""
-    target = os.fsdecode(path)
-    if "://" in target:
-        msg = f"{target}: URLs cannot be written. To fix: write a local file and upload it"
-        raise ConversionError(msg)
-    if not target.endswith(_SUFFIX):
-        msg = f"{target}: the name must end in {_SUFFIX!r}: other readers go by it"
-        raise ConversionError(msg)
-    return os.path.abspath(os.path.expanduser(target))

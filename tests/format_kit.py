@@ -62,7 +62,7 @@ def _ome(path: Path, values: NDArray[Any]) -> None:
     axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
     scale = [{"type": "scale", "scale": [3.0, 0.5, 0.5]}]
     levels = [{"path": "0", "coordinateTransformations": scale}]
-    ome = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
     zarr.open_group(path, mode="w", attributes={"ome": ome}).create_array("0", data=values)
 
 

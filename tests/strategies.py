@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-__all__ = ["Stored", "boxes", "dtypes", "isel_of", "layouts", "shapes", "stored", "values_of"]
+__all__ = [
+    "Stored",
+    "boxes",
+    "dtypes",
+    "isel_of",
+    "keys",
+    "layouts",
+    "shapes",
+    "stored",
+    "values_of",
+]
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -69,6 +79,30 @@ def stored(
 def boxes(draw: st.DrawFn, shape: Shape) -> tuple[tuple[int, int], ...]:
     pairs = [sorted((draw(st.integers(0, n)), draw(st.integers(0, n)))) for n in shape]
     return tuple((start, stop) for start, stop in pairs)
+
+
+@st.composite
+def keys(draw: st.DrawFn, shape: Shape) -> tuple[Any, ...]:
+    """Draw a NumPy key of slices, integers, an ellipsis and at most one list or mask."""
+    key: list[Any] = []
+    has_list = False
+    for n in shape:
+        kinds = ["slice", "slice", *(["integer"] if n and not has_list else [])]
+        kinds += ["list", "mask"] if n and not has_list and int not in map(type, key) else []
+        kind = draw(st.sampled_from(kinds))
+        has_list |= kind in ("list", "mask")
+        if kind == "integer":
+            key.append(draw(st.integers(-n, n - 1)))
+        elif kind == "list":
+            key.append(draw(st.lists(st.integers(-n, n - 1), min_size=1, max_size=n + 2)))
+        elif kind == "mask":
+            key.append(np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))))
+        else:
+            key.append(draw(st.slices(n)))
+    cut = draw(st.integers(0, len(shape)))
+    if draw(st.booleans()):
+        return (*key[:cut], ..., *key[cut:]) if not has_list else tuple(key)
+    return tuple(key) if has_list else tuple(key[:cut])
 
 
 @st.composite

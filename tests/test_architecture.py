@@ -40,24 +40,29 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "limits plain_pickle plain_msgpack metadata entry generations metadata_codec "
         "cursor frame trailer chunk integrity",
     ),
-    folder("planning", "grid selection assignment layout codec codec_cost codec_choice write_plan"),
+    folder(
+        "planning",
+        "grid selection shaped assignment region layout codec codec_cost codec_choice write_plan",
+    ),
     folder(
         "storage",
         "source random_access libblosc2 portable chunks tiles read_pool frame_file mapped handles "
-        "gather encode trial publication json_record staging segments assembly job frame_lock editable edit "
-        "canvas inspection",
+        "gather encode ordered_tasks trial publication json_record staging segments assembly "
+        "frame_lock editable frame_edit edit job canvas inspection",
     ),
     ("array",),
     ("axes",),
     ("geometry",),
     ("attributes", "record", "placement", "coordinates", "dataset"),
-    ("dask", "dask_write"),
+    ("dask", "dask_write", "merged"),
     (
         "backend",
         "read",
         "report",
         "subject",
         "prepared",
+        "file_write",
+        "region_write",
         "write",
         "creation",
         "verification",
@@ -106,7 +111,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "zarr": ("foreign.zarr", "foreign.ome"),
     "tifffile": ("foreign.tiff",),
     "pydicom": ("foreign.dicom",),
-    "tqdm": ("cli",),
+    "tqdm": ("cli_progress",),
     "PIL": ("explore.preview",),
 }
 # Only here may a function import our own modules: everything else imports them at its top.
@@ -132,6 +137,7 @@ EXPORTS = {
     "WriteReport",
     "choose_codec",
     "convert",
+    "create",
     "open_mla",
     "plan_layout",
     "to_mla",

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+import mlarray
 import nibabel as nib
 import numpy as np
 import pytest
 
 import mlarray_xr
-from mlarray_xr import Metadata, MlaArray, to_mla
+from mlarray_xr import Metadata, MlaArray, cli_convert, to_mla
 from mlarray_xr.cli import main
+from mlarray_xr.foreign.formats import FORMATS
 from mlarray_xr.format.metadata import Spatial
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +34,8 @@ def scan(tmp_path: Path) -> Path:
     made.header["descrip"] = b"John Doe"
     made.header.set_xyzt_units("mm")
     nib.save(made, tmp_path / "scan.nii")
-    assert main(["convert", str(tmp_path / "scan.nii"), str(tmp_path / "scan.mla")]) == 0
+    names = [str(tmp_path / "scan.nii"), str(tmp_path / "scan.mla")]
+    assert main(["convert", *names, "--codec", "zstd-1"]) == 0
     return tmp_path / "scan.mla"
 
 
@@ -51,7 +60,7 @@ def test_info_tells_what_is_in_a_file(scan: Path, capsys: pytest.CaptureFixture[
     assert facts["dtype"] == "int16"
     assert facts["spacing"] == "x 1 mm, y 2 mm, z 3 mm"
     assert facts["world"] == "RAS+, axis-aligned"
-    assert facts["codec"] == "lz4hc-8 shuffle"
+    assert facts["codec"] == "zstd-1 shuffle"
     assert facts["metadata"] == "source 1 keys, extra 2 keys, unknown 0 keys"
     assert facts["reader"] in ("native", "portable")
     assert "Doe" not in printed.out
@@ -188,6 +197,13 @@ def test_demo_takes_a_file(scan: Path, tmp_path: Path) -> None:
         ["convert", "{good}", "b.mla", "--codec", "rar-1"],
         ["convert", "{good}", "b.mla", "--patch", "4,4"],
         ["convert", "{good}", "b.nii", "--patch", "4"],
+        ["convert", "{good}", "b.nii", "--resume"],
+        ["convert", "{good}", "b.mla", "--jobs", "2"],
+        ["convert", "empty", "b"],
+        ["convert", "missing", "b"],
+        ["verify", "missing.mla"],
+        ["verify", "{bad}"],
+        ["verify", "empty"],
         ["demo", "--input", "missing.mla"],
     ],
 )
@@ -200,14 +216,16 @@ def test_failures_are_one_line_and_exit_code_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.mla").write_bytes(b"not\nan\x1barray")
+    (tmp_path / "empty").mkdir()
     capsys.readouterr()
     filled = [a.format(bad="bad.mla", good=scan.name) for a in arguments]
     assert main(filled) == 1
     printed = capsys.readouterr()
-    assert printed.out == ""
+    # Of many files, what became of each is a result.
+    assert printed.out == "" or arguments[0] == "verify" or "empty" in arguments
     assert printed.err.startswith("mla: error: ")
     assert printed.err.count("\n") == 1
-    assert "\x1b" not in printed.err
+    assert "\x1b" not in printed.out + printed.err
 
 
 @pytest.mark.parametrize(
@@ -221,6 +239,19 @@ def test_failures_are_one_line_and_exit_code_1(
         ["convert", "a", "b", "--patch", "0"],
         ["convert", "a", "b", "--patch", "-3"],
         ["convert", "a", "b", "--patch", "4,x"],
+        ["convert", "a", "b", "--from", "gif"],
+        ["convert", "a", "b", "--jobs", "0"],
+        ["convert", "a", "b", "--memory-limit", "lots"],
+        ["convert", "a", "b", "--scheduler", "local"],
+        ["convert", "a", "b", "--scheduler", "local:0"],
+        ["convert", "a", "b", "--scheduler", "local:-1"],
+        ["convert", "a", "b", "--scheduler", "local:2.5"],
+        ["convert", "a", "b", "--scheduler", "4"],
+        ["convert", "a", "b", "--scheduler", "processes"],
+        ["convert", "a", "b", "--scheduler", "10.0.0.1:8786"],
+        ["convert", "a", "b", "--scheduler", "http://10.0.0.1:8786"],
+        ["verify"],
+        ["verify", "a", "--jobs", "0"],
         ["demo", "--shape", "4,5"],
         ["demo", "--patch", "4,5"],
         ["demo", "--fast"],
@@ -238,9 +269,134 @@ def test_wrong_usage_is_exit_code_2(
 def test_help_and_version_are_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"mla {mlarray_xr.__version__}\n"
-    for command in ([], ["info"], ["convert"], ["demo"]):
+    for command in ([], ["info"], ["convert"], ["verify"], ["demo"]):
         assert main([*command, "--help"]) == 0
         assert "usage: mla" in capsys.readouterr().out
+
+
+def test_help_names_every_format_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--help"]) == 0
+    words = {word.strip(",.[]()") for word in capsys.readouterr().out.split()}
+    for each in FORMATS:
+        assert {suffix[1:] for suffix in (*each.suffixes, *each.written_suffixes)} <= words
+    assert {"--scheduler", "--resume", "--verify", "--jobs", "--memory-limit", "--from"} <= words
+
+
+def test_convert_on_a_cluster_somewhere(
+    scan: Path, tmp_path: Path, cluster: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = cluster.scheduler_info()["address"]
+    arguments = ["convert", str(scan), str(tmp_path / "b.mla"), "--scheduler", address]
+    capsys.readouterr()
+    assert main([*arguments, "--patch", "4", "--codec", "zstd-1", "--verify", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["workers"] > 0
+    np.testing.assert_array_equal(MlaArray(tmp_path / "b.mla")[...], MlaArray(scan)[...])
+    # The cluster is somebody else's and goes on.
+    assert cluster.submit(sum, (1, 2)).result() == 3
+
+
+def test_a_cluster_that_does_not_answer(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import dask.config
+
+    arguments = ["convert", str(scan), str(tmp_path / "b.mla"), "--scheduler", "tcp://127.0.0.1:1"]
+    capsys.readouterr()
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.3s"}):
+        assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("mla: error: tcp://127.0.0.1:1: no Dask scheduler answers there")
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "b.mla").exists()
+
+
+def test_memory_is_shared_by_local_processes() -> None:
+    parse = cli_convert._shared
+    options = {"patch": None, "codec": "auto", "overwrite": False, "source_format": None}
+    options |= {"dataset": None, "resume": True, "verify": False}
+    for scheduler, share in ((None, 1000), (4, 250), ("tcp://10.0.0.1:8786", 1000)):
+        given = Namespace(**options, memory_limit=1000, scheduler=scheduler)
+        assert parse(given)["memory_limit"] == share
+
+
+def test_convert_again_says_that_nothing_was_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 5), "uint8"))
+    arguments = ["convert", str(tmp_path / "a.npy"), str(tmp_path / "a.mla"), "--resume"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.mla'}: complete already\n"
+
+
+def test_convert_to_a_folder_tells_its_bytes(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["convert", str(scan), str(tmp_path / "out.zarr"), "--verify", "--json"]) == 0
+    sizes = [path.stat().st_size for path in (tmp_path / "out.zarr").rglob("*") if path.is_file()]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {"path": str(tmp_path / "out.zarr"), "file_bytes": sum(sizes)}
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Path:
+    """A folder with a sound file, one with a flipped bit, and one without checksums."""
+    values = np.arange(4096, dtype="uint16").reshape(64, 64)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("flipped", "sound"):
+        to_mla(values, folder / f"{name}.mla", chunks=(32, 32), codec="zstd-1")
+    data = bytearray((folder / "flipped.mla").read_bytes())
+    header_bytes = int.from_bytes(data[11:15], "big")
+    data[header_bytes + 40] ^= 1
+    (folder / "flipped.mla").write_bytes(data)
+    mlarray.MLArray(values).save(str(folder / "theirs.mla"))
+    return folder
+
+
+def test_verify_tells_chunk_and_box_of_damage(
+    checked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(checked), "--jobs", "2"]) == 1
+    printed = capsys.readouterr()
+    assert f"{checked / 'sound.mla'}: ok\n" in printed.out
+    assert f"{checked / 'flipped.mla'}: damaged\n" in printed.out
+    assert re.search(r"chunk \d at \(\d, \d\), box \(\(\d+, \d+\), \(\d+, \d+\)\): ", printed.out)
+    assert f"{checked / 'theirs.mla'}: unknown\n" in printed.out
+    assert printed.out.endswith("3 files: 1 damaged, 1 ok, 1 unknown\n")
+    assert printed.err.startswith(f"mla: error: {checked / 'flipped.mla'}: damaged: 1 of 4 chunks,")
+    assert printed.err.count("\n") == 1
+
+
+def test_verify_as_json_and_strictly(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(checked), "--require-checksums", "--json"]) == 1
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
+    assert facts["counts"] == {"damaged": 1, "ok": 1, "unknown": 1}
+    (damaged,) = (entry for entry in facts["files"] if entry["state"] == "damaged")
+    assert np.shape(damaged["damaged"][0]["box"]) == (2, 2)
+    assert printed.err.count("\n") == 2
+    sound = str(checked / "sound.mla")
+    assert main(["verify", sound, sound, "--require-checksums"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_there_is_a_bar_on_a_terminal_only(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["convert", str(scan), str(tmp_path / "b.mla"), "--patch", "4", "--overwrite"]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(arguments) == 0
+    assert "chunk" in capsys.readouterr().err
+    with mock.patch.dict(sys.modules, {"tqdm": None}):
+        assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_names_in_a_file_are_no_commands_to_a_terminal(

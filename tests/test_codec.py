@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 
 from mlarray_xr.array import MlaArray
+from mlarray_xr.creation import create
 from mlarray_xr.errors import LayoutError
+from mlarray_xr.foreign.conversion import convert
 from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
+from mlarray_xr.write import to_mla
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -292,6 +296,30 @@ def test_lossy_parameters_need_the_type_and_fewer_bits_than_it_has() -> None:
 def test_kept_bits_are_integers_from_1_to_51(bits: Any) -> None:
     with pytest.raises(LayoutError, match="are not an integer from 1 to 51"):
         Codec(name="zstd", level=1, mantissa_bits=bits)
+
+
+@pytest.mark.parametrize("codec", ["lz4-1-none-trunc3", Codec.parse("zstd-1-shuffle-trunc12")])
+def test_nothing_lossy_is_written_unless_asked_for(tmp_path: Path, codec: str | Codec) -> None:
+    values, path = np.ones((4, 4), "f4"), tmp_path / "lossy.mla"
+    np.save(tmp_path / "values.npy", values)
+    for write in (
+        lambda: to_mla(values, path, codec=codec),
+        lambda: create(path, shape=(4, 4), dtype="f4", codec=codec).__enter__(),
+        lambda: convert(tmp_path / "values.npy", path, codec=codec),
+    ):
+        with pytest.raises(LayoutError, match=rf"'{codec}' is lossy: it keeps (3|12) bits .* fix"):
+            write()
+        assert os.listdir(tmp_path) == ["values.npy"]
+
+
+def test_permission_to_be_lossy_changes_no_other_codec(tmp_path: Path) -> None:
+    values = awkward("f4")
+    for codec in ("zstd-1", "auto"):
+        paths = [tmp_path / f"{codec}-{lossy}.mla" for lossy in (False, True)]
+        for path, lossy in zip(paths, (False, True), strict=True):
+            assert not to_mla(values, path, codec=codec, lossy=lossy).codec.is_lossy
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert MlaArray(paths[1])[...].tobytes() == values.tobytes()
 
 
 def test_a_codec_is_a_value() -> None:

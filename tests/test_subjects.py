@@ -66,7 +66,9 @@ def test_variables_that_share_a_source_read_it_once(tmp_path: Path) -> None:
     source = da.from_array(VALUES, chunks=(10, 18, 16)).map_blocks(count, dtype="i2", meta=meta)
     image = xr.DataArray(source, dims=("z", "y", "x"))
     with dask.config.set(scheduler="synchronous"):
-        mlarray_xr.to_mla(xr.Dataset({"a": image, "b": image + 1}), tmp_path / "case", codec="lz4-1")
+        mlarray_xr.to_mla(
+            xr.Dataset({"a": image, "b": image + 1}), tmp_path / "case", codec="lz4-1"
+        )
     assert len(calls) == 2
 
 

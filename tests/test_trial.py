@@ -6,7 +6,11 @@ import functools
 import gzip
 import importlib.resources
 import itertools
+import json
 import math
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import blosc2
@@ -26,6 +30,7 @@ from mlarray_xr.storage import trial
 from mlarray_xr.storage.encode import FramePlan, encode_part
 from mlarray_xr.storage.trial import choose_codec, choose_codec_for
 from mlarray_xr.write import to_mla
+from tests.package_source import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,8 +165,8 @@ def against_reference(name: str, codec: Codec) -> tuple[float, float, float]:
         ("mri", "lz4-9-bitshuffle", 0.82, 1.4, 0.25),
         ("z_scored", "lz4hc-1-none", 0.68, 1.6, 0.25),
         ("z_scored_template", "lz4hc-1-none", 0.7, 1.5, 0.25),
-        ("labels", "zstd-3-none", 0.8, 0.8, 0.5),
-        ("wide_labels", "zstd-3", 0.8, 1.6, 0.5),
+        ("labels", "zstd-1-none", 0.85, 0.8, 0.25),
+        ("wide_labels", "zstd-1", 0.85, 1.6, 0.25),
         ("probabilities", "lz4-9-bitshuffle", 0.75, 1.4, 0.25),
         ("template", "lz4-9-none", 1.05, 0.5, 0.25),
     ],
@@ -214,6 +219,30 @@ def test_threads_and_repeats_change_nothing(monkeypatch: pytest.MonkeyPatch, thr
     assert choose_codec(values, chunks=32, blocks=16) == expected
 
 
+CHOOSE = """
+import json, sys
+import numpy as np
+from mlarray_xr import choose_codec
+values = np.load(sys.argv[1], mmap_mode="r")
+print(json.dumps(choose_codec(values, chunks=32, blocks=16).to_json()))
+"""
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_other_processes_choose_the_same(tmp_path: Path, hash_seed: str) -> None:
+    path = tmp_path / "values.npy"
+    np.save(path, ct())
+    done = subprocess.run(
+        [sys.executable, "-c", CHOOSE, str(path)],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "BLOSC_NTHREADS": hash_seed},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == choose_codec(ct(), chunks=32, blocks=16).to_json()
+
+
 def test_the_choice_is_the_rule_over_the_trials() -> None:
     choice = choose_codec(mri(), chunks=32, blocks=16)
     assert choose_codec_from(choice.trials, prefer="balanced") == choice
@@ -248,7 +277,7 @@ def test_few_and_small_boxes_are_read() -> None:
     choice = recorder.choose(Layout(chunks=(128, 128, 128), blocks=(32, 32, 32)))
     assert len(recorder.boxes) == 6
     read = sum(math.prod(b - a for a, b in box) for box in recorder.boxes)
-    assert choice.trials[0].nbytes == read <= 3 << 20
+    assert choice.trials[0].nbytes == read <= 3 << 19
 
 
 @pytest.mark.parametrize("seed", [0, 1, 5])

@@ -153,7 +153,9 @@ def test_bytes_do_not_depend_on_threads(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("mlarray_xr.planning.write_plan._PART_BYTES", 1)
     found = set()
     for threads in (1, 2, 7, 7, 7):
-        monkeypatch.setattr("mlarray_xr.storage.job.available_threads", lambda n=threads: n)
+        monkeypatch.setattr(
+            "mlarray_xr.storage.ordered_tasks.available_threads", lambda n=threads: n
+        )
         mlarray_xr.to_mla(VALUES, tmp_path / "a.mla", mode="w", **LAYOUT)
         found.add((tmp_path / "a.mla").read_bytes())
     assert len(found) == 1
@@ -418,7 +420,7 @@ def test_a_folder_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_wrong_modes_and_codecs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="mode='a' is not"):
+    with pytest.raises(ValueError, match="modes are 'w-'"):
         mlarray_xr.to_mla(VALUES, tmp_path / "a.mla", mode="a")  # type: ignore[arg-type]
     with pytest.raises(LayoutError, match="codec 'gzip'"):
         mlarray_xr.to_mla(VALUES, tmp_path / "a.mla", codec="gzip-3")

@@ -13,7 +13,7 @@ from mlarray_xr.dask import has_client, run_tasks
 from mlarray_xr.dask_write import threads_per_process
 from mlarray_xr.errors import MlaError
 from mlarray_xr.foreign.case_folder import Obstacle, find_cases
-from mlarray_xr.foreign.recipe import Recipe
+from mlarray_xr.foreign.recipe import Recipe, share_of
 from mlarray_xr.planning.write_plan import parse_bytes
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.read_pool import available_threads
@@ -232,7 +232,7 @@ def _convert_all(
                 progress(done, total)
     for number, case in enumerate(cases):
         if number not in results:
-            shown = None if progress is None else _share_of(progress, done, case.nbytes, total)
+            shown = share_of(progress, begin=done, length=case.nbytes, total=total)
             results[number] = attempt(case, recipe=recipe, keeps=resume, progress=shown)
             done += case.nbytes
             if progress is not None:
@@ -299,12 +299,3 @@ def _obstacle(case: Case, error: Exception) -> Obstacle:
     if not isinstance(error, MlaError | OSError):
         text = f"{type(error).__name__}: {text}"
     return Obstacle(source=case.source, reason=text.removeprefix(f"{case.source}: "))
-
-
-def _share_of(progress: Progress, begin: int, nbytes: int, all_bytes: int) -> Progress:
-    """Return what tells a callback of the chunks of one file, counted in bytes of its source."""
-
-    def written(done: int, total: int) -> None:
-        progress(begin + nbytes * done // max(1, total), all_bytes)
-
-    return written

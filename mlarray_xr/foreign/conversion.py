@@ -10,7 +10,7 @@ from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.case import Case
 from mlarray_xr.foreign.comparison import Comparison, find_difference
 from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_source, format_of_target
-from mlarray_xr.foreign.recipe import Recipe, opened
+from mlarray_xr.foreign.recipe import Recipe, opened, share_of
 from mlarray_xr.foreign.scratch import scratch_folder
 from mlarray_xr.planning.write_plan import parse_bytes
 
@@ -79,7 +79,8 @@ def convert(
     memory_limit
         Memory that the parts under way in one process may take, bytes or a text such as ``"2GB"``.
     progress
-        Called with the number of chunks done and of all chunks; verifying counts each again.
+        Called with the number of chunks of the `.mla` file done and of all; verifying counts each
+        again.
 
     Returns
     -------
@@ -126,7 +127,7 @@ def convert(
     )
     case = Case(source=source, target=target, format=read)
     if written is not MLA:
-        _export(case, written, recipe, mode=mode, resume=resume)
+        _export(case, written, recipe, mode=mode, resume=resume, progress=progress)
         return None
     if not resume:
         return recipe.run(case, overwrite=mode == "w", progress=progress)
@@ -147,6 +148,7 @@ def _export(
     *,
     mode: Literal["w-", "w"],
     resume: bool,
+    progress: Progress | None,
 ) -> None:
     """Convert an `.mla` file to another format."""
     if resume or replace(recipe, verify=False, memory_limit=None) != Recipe():
@@ -156,7 +158,10 @@ def _export(
         )
     assert written.write_image is not None
     array = cast("MlaArray", opened(case, scratch_dir=None, dataset=None).values)
-    written.write_image(array, case.target, mode=mode)
+    n = int(array.info()["n_chunks"])
+    steps = 2 if recipe.verify else 1
+    shown = share_of(progress, begin=0, length=n, total=steps * n)
+    written.write_image(array, case.target, mode=mode, progress=shown)
     if not recipe.verify:
         return
     with scratch_folder(case.target, None, keeps=False) as scratch:
@@ -166,6 +171,7 @@ def _export(
             Comparison(source=array, target=found, order=order),
             chunks=array.chunks,
             memory_limit=recipe.memory_limit,
+            progress=share_of(progress, begin=n, length=n, total=steps * n),
         )
     if box is not None:
         raise ConversionError(

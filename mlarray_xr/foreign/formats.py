@@ -16,6 +16,8 @@ from mlarray_xr.foreign.nifti_metadata import header_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mlarray_xr.storage.job import Progress
+
 __all__ = [
     "FORMATS",
     "MLA",
@@ -44,7 +46,9 @@ class Opener(Protocol):
 class Writer(Protocol):
     """What writes a file of a format."""
 
-    def __call__(self, array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None:
+    def __call__(
+        self, array: MlaArray, path: str, *, mode: Literal["w-", "w"], progress: Progress | None
+    ) -> None:
         """Write an array; ``"w-"`` refuses an existing target."""
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.array import MlaArray
     from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.storage.job import Progress
     from mlarray_xr.storage.source import LocalSource
 
 __all__ = [
@@ -128,7 +129,9 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
     return ForeignImage(values=voxels, metadata=metadata)
 
 
-def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None:
+def write_image(
+    array: MlaArray, path: str, *, mode: Literal["w-", "w"], progress: Progress | None = None
+) -> None:
     """Write an array as NIfTI, a bounded number of voxels at a time.
 
     A file that came from NIfTI and still has its shape, type and geometry gets its header back byte
@@ -145,6 +148,8 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
         Ends in ``.nii``, ``.nii.gz`` (level 6, reproducible), or ``.hdr`` or ``.img`` for a pair.
     mode
         ``"w-"`` refuses an existing target, ``"w"`` replaces it.
+    progress
+        Called with the number of parts written and of all parts.
 
     Raises
     ------
@@ -183,7 +188,7 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
             )
             file = cast("BinaryIO", packed)
         file.write(leading)
-        for slab in raw_slabs(array, order):
+        for slab in raw_slabs(array, order, progress=progress):
             file.write(slab)
 
 

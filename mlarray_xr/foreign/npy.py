@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import IO
 
     from mlarray_xr.array import MlaArray
+    from mlarray_xr.storage.job import Progress
     from mlarray_xr.storage.source import LocalSource
 
 __all__ = ["open_image", "write_image"]
@@ -99,7 +100,9 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
     return ForeignImage(values=stored, metadata=metadata)
 
 
-def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None:
+def write_image(
+    array: MlaArray, path: str, *, mode: Literal["w-", "w"], progress: Progress | None = None
+) -> None:
     """Write the numbers of an array as a ``.npy`` file, a bounded number of them at a time.
 
     Labels, geometry and metadata have no place in it and are left out. The bytes are those that
@@ -113,6 +116,8 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
         Ends in ``.npy``.
     mode
         ``"w-"`` refuses an existing target, ``"w"`` replaces it.
+    progress
+        Called with the number of parts written and of all parts.
 
     Raises
     ------
@@ -143,7 +148,8 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
     }
     with published(target, overwrite=mode == "w") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for slab in raw_slabs(array, tuple(reversed(range(array.ndim)))):
+        order = tuple(reversed(range(array.ndim)))
+        for slab in raw_slabs(array, order, progress=progress):
             file.write(slab)
 
 

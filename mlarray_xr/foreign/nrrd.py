@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from mlarray_xr.array import MlaArray
+    from mlarray_xr.storage.job import Progress
     from mlarray_xr.storage.source import LocalSource
 
 __all__ = ["open_image", "write_image"]
@@ -93,7 +94,9 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
     return ForeignImage(values=stored, metadata=metadata)
 
 
-def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None:
+def write_image(
+    array: MlaArray, path: str, *, mode: Literal["w-", "w"], progress: Progress | None = None
+) -> None:
     """Write an array as NRRD, a bounded number of voxels at a time.
 
     A file that came from NRRD and still has its shape, type and geometry gets its header back byte
@@ -113,6 +116,8 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
         header says otherwise.
     mode
         ``"w-"`` refuses an existing target, ``"w"`` replaces it.
+    progress
+        Called with the number of parts written and of all parts.
 
     Raises
     ------
@@ -147,7 +152,8 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
             file = stack.enter_context(packed)
         elif header.encoding == "bzip2":
             file = cast("BinaryIO", stack.enter_context(bz2.BZ2File(file, "wb")))
-        for slab in raw_slabs(array, tuple(reversed(range(array.ndim)))):
+        order = tuple(reversed(range(array.ndim)))
+        for slab in raw_slabs(array, order, progress=progress):
             file.write(slab)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.array import MlaArray
     from mlarray_xr.planning.grid import Box
+    from mlarray_xr.storage.job import Progress
 
 __all__ = ["RawArray", "local_source", "raw_slabs"]
 
@@ -125,7 +126,9 @@ def local_source(path: str | os.PathLike[str]) -> LocalSource:
     return cast("LocalSource", source_of(path))
 
 
-def raw_slabs(array: MlaArray, order: Sequence[int]) -> Iterator[bytes]:
+def raw_slabs(
+    array: MlaArray, order: Sequence[int], *, progress: Progress | None = None
+) -> Iterator[bytes]:
     """Read an array as the bytes of a raw file, at most 64 MiB or a line at a time.
 
     Parameters
@@ -134,6 +137,8 @@ def raw_slabs(array: MlaArray, order: Sequence[int]) -> Iterator[bytes]:
         Booleans become bytes of 0 and 1.
     order
         The axes of the array, that of neighbours in the file first.
+    progress
+        Called with the number of slabs that were taken, and of all slabs.
 
     Examples
     --------
@@ -143,10 +148,13 @@ def raw_slabs(array: MlaArray, order: Sequence[int]) -> Iterator[bytes]:
     >>> [list(b"".join(raw_slabs(array, order))) for order in ((1, 0), (0, 1))]
     [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5]]
     """
-    for box in _slab_boxes(array, order):
+    boxes = list(_slab_boxes(array, order))
+    for done, box in enumerate(boxes, 1):
         values = array.read(box)
         stored = values.view(np.uint8) if values.dtype == bool else values
         yield stored.transpose(order).tobytes(order="F")
+        if progress is not None:
+            progress(done, len(boxes))
 
 
 def _slab_boxes(array: MlaArray, order: Sequence[int]) -> Iterator[Box]:

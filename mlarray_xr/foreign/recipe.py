@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.job import Progress
 
-__all__ = ["Recipe", "opened"]
+__all__ = ["Recipe", "opened", "share_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,9 @@ class Recipe:
                 progress=_first_half(progress) if self.verify else progress,
             )
             if self.verify:
-                self._check_written(image.values, case, _second_half(progress, report.n_chunks))
+                n = report.n_chunks
+                compared = share_of(progress, begin=n, length=n, total=2 * n)
+                self._check_written(image.values, case, compared)
         return report
 
     def check(self, case: Case) -> None:
@@ -194,6 +196,36 @@ def opened(case: Case, *, scratch_dir: str | None, dataset: str | None) -> Forei
         ) from error
 
 
+def share_of(progress: Progress | None, *, begin: int, length: int, total: int) -> Progress | None:
+    """Return what tells a callback of the progress of one step among several.
+
+    Parameters
+    ----------
+    progress
+        Called with what is done and the total; None is told nothing.
+    begin
+        What was done before the step.
+    length
+        What the step adds.
+    total
+        Of all steps.
+
+    Examples
+    --------
+    >>> tell = share_of(print, begin=100, length=50, total=200)
+    >>> tell(1, 2)
+    125 200
+    """
+    if progress is None:
+        return None
+    tell = progress
+
+    def share(done: int, all_done: int) -> None:
+        tell(begin + length * done // max(1, all_done), total)
+
+    return share
+
+
 def _check_apart(case: Case) -> None:
     """Refuse to compare a file with what is no longer there."""
     if os.path.samefile(case.source, case.target):
@@ -213,15 +245,3 @@ def _first_half(progress: Progress | None) -> Progress | None:
         tell(done, 2 * total)
 
     return written
-
-
-def _second_half(progress: Progress | None, n_chunks: int) -> Progress | None:
-    """Return what tells a callback of the parts compared, counted in chunks."""
-    if progress is None:
-        return None
-    tell = progress
-
-    def compared(done: int, total: int) -> None:
-        tell(n_chunks + n_chunks * done // total, 2 * n_chunks)
-
-    return compared

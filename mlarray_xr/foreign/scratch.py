@@ -7,19 +7,22 @@ write itself it belongs to one process, is taken over when that is dead, and rec
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from mlarray_xr.errors import ConversionError
-from mlarray_xr.storage.staging import claim
+from mlarray_xr.storage.staging import claim, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlarray_xr.foreign.origin import Origin
+    from mlarray_xr.storage.staging import Staging
 
 __all__ = ["scratch_folder"]
 
 _SUFFIX = ".unpacked"
+_UNPACKED = ".raw"
 
 
 @contextlib.contextmanager
@@ -33,9 +36,9 @@ def scratch_folder(
     target
         Absolute path of the file that is made.
     origin
-        What from.
+        What from; needed when `keeps`.
     keeps
-        Whether the folder outlives a failure, and what an earlier conversion left is used.
+        Whether what was done outlives a failure, and what an earlier conversion left is used.
     restarts
         Whether what is left of another conversion is thrown away; otherwise it is refused.
 
@@ -44,22 +47,40 @@ def scratch_folder(
     TargetBusy
         When another conversion to that target is under way.
     ConversionError
-        When another conversion was begun there, and this one neither restarts nor starts over.
+        When another conversion was begun there that kept what it did, and this one does not
+        restart.
     """
-    record = {"fingerprint": {} if origin is None else origin.to_dict()}
+    # A conversion that keeps nothing records nothing: none goes on where it ended.
+    record = {"fingerprint": origin.to_dict() if keeps and origin is not None else {}}
     try:
         staging, _ = claim(target + _SUFFIX, record, resume=keeps)
     except ConversionError:
-        if not restarts:
+        if not restarts and not _kept_nothing(target):
             raise
         staging, _ = claim(target + _SUFFIX, record, resume=False)
         claim(target, record, resume=False)[0].remove()
     try:
         yield staging.folder
     except BaseException:
-        if keeps:
+        if keeps and _is_begun(staging, target):
             staging.release()
         else:
             staging.remove()
         raise
     staging.remove()
+
+
+def _kept_nothing(target: str) -> bool:
+    """Tell whether the scratch folder is of a conversion that kept nothing; if so, remove it."""
+    try:
+        staging, _ = claim(target + _SUFFIX, {"fingerprint": {}}, resume=True)
+    except ConversionError:
+        return False
+    staging.remove()
+    return True
+
+
+def _is_begun(staging: Staging, target: str) -> bool:
+    """Tell whether anything was unpacked, or the write begun: damaged sources get no further."""
+    names = os.listdir(staging.folder)
+    return os.path.exists(staging_folder(target)) or any(n.endswith(_UNPACKED) for n in names)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.array import MlaArray
     from mlarray_xr.foreign.image import ForeignImage
+    from mlarray_xr.storage.job import Progress
 
 __all__ = ["open_image", "write_image"]
 
@@ -94,7 +95,9 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
         return labelled_image(store, start if start.is_array else _only_array(store, start))
 
 
-def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None:
+def write_image(
+    array: MlaArray, path: str, *, mode: Literal["w-", "w"], progress: Progress | None = None
+) -> None:
     """Write an array as a Zarr 3 group, a bounded number of voxels at a time.
 
     The group holds the array, in the chunks of the file (Blosc, zstd, shuffle), and its
@@ -112,6 +115,8 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
         Name of a folder, which usually ends in ``.zarr``.
     mode
         ``"w-"`` refuses an existing target, ``"w"`` replaces a Zarr store or an empty folder.
+    progress
+        Called with the number of parts written and of all parts.
 
     Raises
     ------
@@ -144,7 +149,7 @@ def write_image(array: MlaArray, path: str, *, mode: Literal["w-", "w"]) -> None
     labelled = _labelled(array)
     with _published(path, overwrite=mode == "w", source=array.path) as folder:
         _write_labels(array, labelled, folder)
-        _write_values(array, folder, str(labelled.name))
+        _write_values(array, folder, str(labelled.name), progress)
 
 
 def _only_array(store: ZarrStore, group: ZarrNode) -> ZarrNode:
@@ -246,7 +251,7 @@ def _chunks(array: MlaArray) -> tuple[int, ...]:
     return tuple(min(chunk, max(n, 1)) for chunk, n in pairs)
 
 
-def _write_values(array: MlaArray, folder: str, name: str) -> None:
+def _write_values(array: MlaArray, folder: str, name: str, progress: Progress | None) -> None:
     """Copy the voxels, part by part; zarr encodes the chunks of a part side by side."""
     import zarr
 
@@ -256,8 +261,11 @@ def _write_values(array: MlaArray, folder: str, name: str) -> None:
     )
     if 0 in array.shape:
         return
-    for box in part_boxes(array.shape, part):
+    boxes = list(part_boxes(array.shape, part))
+    for done, box in enumerate(boxes, 1):
         target[tuple(slice(a, b) for a, b in box)] = array.read(box)
+        if progress is not None:
+            progress(done, len(boxes))
 
 
 @contextlib.contextmanager

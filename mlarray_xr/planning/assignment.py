@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.selection import Indices, OuterSelection
 
-__all__ = ["ChunkSelection", "fit_values", "outer_only", "plan_chunk_selections"]
+__all__ = ["ChunkSelection", "fit_dtype", "fit_values", "outer_only", "plan_chunk_selections"]
 
 _INTEGERS = frozenset("biu")
 _FLOATS = frozenset("fc")
@@ -141,7 +141,7 @@ def fit_values(values: Any, selection: OuterSelection, dtype: np.dtype[Any]) -> 
     if isinstance(values, np.ma.MaskedArray):
         msg = "a masked array: its mask has no place in a file. To fix: array.filled(value)"
         raise ConversionError(msg)
-    fitted = _cast(np.asarray(values), dtype)
+    fitted = fit_dtype(np.asarray(values), dtype)
     # NumPy takes values with more axes than the selection when those have the extent 1.
     while fitted.ndim > len(selection.shape) and fitted.shape[0] == 1:
         fitted = fitted[0]
@@ -153,8 +153,14 @@ def fit_values(values: Any, selection: OuterSelection, dtype: np.dtype[Any]) -> 
     return spread.reshape([len(positions) for positions in selection.axes])
 
 
-def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return values in another type; refuse what it cannot hold."""
+def fit_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return values in another type.
+
+    Raises
+    ------
+    ConversionError
+        When it cannot hold them.
+    """
     if values.dtype == dtype:
         return values
     kinds = (values.dtype.kind, dtype.kind)

@@ -114,7 +114,8 @@ class Codec:
         """Return the codec that a text spells.
 
         It is ``"name-level"``, ``"name-level-filter"`` or ``"name-level-filter-truncN"``. Without a
-        filter it is ``shuffle``. ``truncN`` keeps N mantissa bits: such a codec is lossy.
+        filter it is ``shuffle``. ``truncN`` keeps N mantissa bits: such a codec is lossy, and
+        `to_mla` wants ``lossy=True`` with it.
 
         Parameters
         ----------

@@ -36,8 +36,8 @@ __all__ = [
 Preference: TypeAlias = Literal["speed", "balanced", "size"]
 
 _EXPONENTS: dict[Preference, tuple[float, float]] = {
-    "speed": (1.0, 1 / 12),
-    "balanced": (1 / 3, 1 / 12),
+    "speed": (1.0, 1 / 6),
+    "balanced": (1 / 3, 1 / 6),
     "size": (0.0, 1 / 100),
 }
 """Powers of modelled cost of reading and of writing in the score, to which size counts once."""
@@ -47,7 +47,9 @@ _SLOWEST_WRITING: dict[Preference, float] = {"speed": 0.6, "balanced": 0.6, "siz
 _LARGEST = 1.1
 _MUCH_FASTER_READING = 0.5
 _SHORTLIST = 6
-_SAMPLE_BYTES = 1 << 19
+# Shared by three to six samples: of few chunks more of each is needed to stand for the array.
+_ALL_SAMPLES_BYTES = 3 << 19
+_FEWEST_SHARES, _MOST_SHARES = 3, 6
 # Of the array's extent, in the middle: beyond it scans show air.
 _SAMPLED_SHARE = 0.8
 _LEAP = 1009
@@ -228,8 +230,8 @@ def plan_samples(
     Returns
     -------
     tuple of Box
-        Whole blocks up to 512 KiB of one chunk each; of a larger block a part. None of an empty
-        array.
+        Whole blocks of one chunk each, up to 256 KiB, where there are fewer than six chunks up to
+        512 KiB: six samples are 1.5 MiB at most. Of a larger block a part. None of an empty array.
 
     References
     ----------
@@ -256,17 +258,17 @@ def plan_samples(
         )
         if len(seen) == n:
             break
-    return tuple(_middle(position, shape, layout, itemsize) for position in seen)
+    limit = _ALL_SAMPLES_BYTES // min(max(len(seen), _FEWEST_SHARES), _MOST_SHARES)
+    limit //= itemsize
+    return tuple(_middle(position, shape, layout, limit) for position in seen)
 
 
-def _middle(
-    position: tuple[int, ...], shape: tuple[int, ...], layout: Layout, itemsize: int
-) -> Box:
-    """Return the blocks in the middle of a chunk that make up a sample."""
+def _middle(position: tuple[int, ...], shape: tuple[int, ...], layout: Layout, limit: int) -> Box:
+    """Return blocks in the middle of a chunk, together of at most so many elements."""
     starts = [i * c for i, c in zip(position, layout.chunks, strict=True)]
     extents = [min(c, n - s) for c, n, s in zip(layout.chunks, shape, starts, strict=True)]
     taken = list(extents)
-    while math.prod(taken) * itemsize > _SAMPLE_BYTES:
+    while math.prod(taken) > limit:
         # Blocks are halved only when there is a single one along every axis.
         blocks = [-(-t // b) for t, b in zip(taken, layout.blocks, strict=True)]
         axis = blocks.index(max(blocks))
@@ -286,7 +288,7 @@ def choose_codec_from(trials: Sequence[CodecTrial], *, prefer: Preference) -> Co
     """Choose the codec whose trial has the smallest product of size and powers of modelled costs.
 
     The score is ``stored_bytes * decode_cost ** a * encode_cost ** b``: ``a`` is 1 for speed, 1/3
-    for balanced, 0 for size; ``b`` is 1/12, for size 1/100. Unless size is preferred, a codec must
+    for balanced, 0 for size; ``b`` is 1/6, for size 1/100. Unless size is preferred, a codec must
     keep three bounds against the reference, which is LZ4HC 8 with a byte shuffle. It costs at most
     1.6 times as much to read (1.05 for speed) and 0.6 times as much to write, and it is at most
     10 % larger unless it costs half as much to read. The reference is chosen when nothing keeps

@@ -35,8 +35,8 @@ _DECODING = {
     ("zstd", "bitshuffle"): (0.81, 2.0),
 }
 # By filter and bytes per element, beyond what is in the table above; other sizes count as the next
-# smaller one. Some sizes have no vector code in C-Blosc2: its shuffle of single bytes, which changes
-# nothing, costs more to undo than LZ4.
+# smaller one. Some sizes have no vector code in C-Blosc2: its shuffle of single bytes, which
+# changes nothing, costs more to undo than LZ4.
 _UNFILTERING = {
     "none": {1: 0.0},
     "shuffle": {1: 1.4, 2: 0.0, 3: 0.8, 4: 0.0, 5: 0.8, 8: 0.0},

@@ -43,6 +43,8 @@ class Parts:
         How many parts one process works on at the same time.
     itemsize
         Bytes of an element.
+    origin
+        Where the first part begins, a chunk border; None is the array's first element.
 
     Examples
     --------
@@ -56,6 +58,7 @@ class Parts:
     extents: tuple[tuple[int, ...], ...]
     in_flight: int
     itemsize: int
+    origin: tuple[int, ...] | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -80,8 +83,17 @@ class Parts:
         """Return the boxes of the parts in C order."""
         if not len(self):
             return []
-        edges = [[0, *itertools.accumulate(along)] for along in self.extents]
+        starts = self.origin or (0,) * len(self.extents)
+        edges = [
+            list(itertools.accumulate(along, initial=start))
+            for along, start in zip(self.extents, starts, strict=True)
+        ]
         return list(itertools.product(*(list(itertools.pairwise(along)) for along in edges)))
+
+    def placed(self, box: Box) -> Box:
+        """Return where a box that counts from the first part is in the array."""
+        starts = self.origin or (0,) * len(box)
+        return tuple((a + start, b + start) for (a, b), start in zip(box, starts, strict=True))
 
     def number_of(self, position: tuple[int, ...]) -> int:
         """Return the C-order number of the part at a position in the grid."""
@@ -145,6 +157,7 @@ def plan_parts(
             )
             raise LayoutError(msg)
     if source_chunks is not None:
+        source_chunks = tuple(tuple(n for n in along if n) or (0,) for along in source_chunks)
         kept = Parts(extents=source_chunks, in_flight=in_flight, itemsize=itemsize)
         least = 0 if len(kept) <= 1 else _SMALLEST_BYTES
         is_sized = least <= kept.largest_bytes <= ceiling
@@ -171,17 +184,33 @@ def is_aligned(source_chunks: tuple[tuple[int, ...], ...], chunks: tuple[int, ..
 
 
 def check_chunk_borders(
-    source_chunks: tuple[tuple[int, ...], ...], chunks: tuple[int, ...], dims: tuple[str, ...]
+    source_chunks: tuple[tuple[int, ...], ...],
+    chunks: tuple[int, ...],
+    dims: tuple[str, ...],
+    *,
+    origin: tuple[int, ...] | None = None,
 ) -> None:
     """Refuse a Dask array of which two chunks share a chunk of the file.
+
+    Parameters
+    ----------
+    source_chunks
+        The chunks of the array, along every axis.
+    chunks
+        Extents of a chunk of the file.
+    dims
+        Names of the axes, for errors.
+    origin
+        Where the array begins in the file; None is its first element.
 
     Raises
     ------
     LayoutError
         Naming both chunks of the array and the chunk of the file.
     """
+    starts = origin or (0,) * len(chunks)
     for axis, (along, chunk) in enumerate(zip(source_chunks, chunks, strict=True)):
-        edges = list(itertools.accumulate(along))[:-1]
+        edges = list(itertools.accumulate(along, initial=starts[axis]))[1:-1]
         for i, edge in enumerate(edges):
             if edge % chunk:
                 msg = (

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,7 +23,7 @@ from mlarray_xr.storage.encode import encode_index
 from mlarray_xr.storage.frame_file import open_frame
 from mlarray_xr.storage.mapped import MappedReader
 from mlarray_xr.storage.read_pool import available_threads
-from mlarray_xr.storage.segments import PAGE_BYTES
+from mlarray_xr.storage.segments import PAGE_BYTES, copy_segment
 from mlarray_xr.storage.source import source_of
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ __all__ = ["FrameWriter"]
 
 _FRAME_LEN_AT = 16
 _PAYLOAD_LEN_AT = 39
-_COPY_BYTES = 1 << 26
-_CANNOT_CLONE = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
 class FrameWriter:
@@ -110,11 +107,10 @@ class FrameWriter:
                 self._payload_len += segment.payload_bytes
             self._record(entries)
         self._file.flush()
-        descriptor = self._file.fileno()
+        copy = partial(copy_segment, target=self._file.fileno(), page_bytes=self._page_bytes)
         with ThreadPoolExecutor(min(available_threads(), len(copies) or 1)) as pool:
             for job in [
-                pool.submit(_copy, segment, descriptor, position, page_bytes=self._page_bytes)
-                for segment, position in copies
+                pool.submit(copy, segment, position=position) for segment, position in copies
             ]:
                 job.result()
         self._file.seek(len(self._header) + self._payload_len)
@@ -221,34 +217,6 @@ def _integrity(plan: FramePlan, table: NDArray[Any], *, payload_len: int) -> Int
     )
 
 
-def _copy(segment: Segment, target: int, position: int, *, page_bytes: int) -> None:
-    """Copy a segment's payload into an open file, in the kernel where it can.
-
-    Whole pages are copied, zeros included: file systems that share pages share nothing less.
-    """
-    n_bytes = segment.payload_bytes + -segment.payload_bytes % page_bytes
-    with open(segment.path, "rb", buffering=0) as source:
-        done = 0
-        while done < n_bytes:
-            count = _copy_range(source.fileno(), target, done, position + done, n_bytes - done)
-            if not count:
-                msg = f"{segment.path}: ends after {done} of {n_bytes} bytes: it was changed"
-                raise OSError(msg)
-            done += count
-
-
-def _copy_range(source: int, target: int, start: int, position: int, n_bytes: int) -> int:
-    """Copy a range between two files; return how many bytes."""
-    if hasattr(os, "copy_file_range"):
-        try:
-            return os.copy_file_range(source, target, n_bytes, start, position)
-        except OSError as error:
-            if error.errno not in _CANNOT_CLONE:
-                raise
-    data = os.pread(source, min(n_bytes, _COPY_BYTES), start)
-    return os.pwrite(target, data, position) if data else 0
-
-
 def _template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[bytes, bytes]:
     """Return header and trailer of a frame, written by python-blosc2 itself.
 
@@ -262,6 +230,7 @@ def _template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[bytes
         chunks=plan.layout.chunks,
         blocks=plan.layout.blocks,
         cparams=plan.cparams(),
+        dparams=blosc2.DParams(nthreads=1),  # stored, and otherwise this machine's number of cores
         contiguous=True,
     )
     if (empty.chunks, empty.blocks) != (plan.layout.chunks, plan.layout.blocks):

@@ -24,11 +24,13 @@ from mlarray_xr.errors import LayoutError, MlaWarning
 from mlarray_xr.planning.assignment import fit_values, outer_only, plan_chunk_selections
 from mlarray_xr.planning.grid import box_shape
 from mlarray_xr.planning.selection import is_scalar_key, plan_selection
+from mlarray_xr.planning.shaped import Shaped
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.chunks import decode_values
 from mlarray_xr.storage.encode import NANS, ZEROS, EncodedChunk, encode_part
 from mlarray_xr.storage.gather import allocate
-from mlarray_xr.storage.job import Finished, run_ordered
+from mlarray_xr.storage.job import Finished
+from mlarray_xr.storage.ordered_tasks import run_ordered
 from mlarray_xr.storage.publication import published
 from mlarray_xr.storage.random_access import RandomAccessFile
 from mlarray_xr.storage.read_pool import available_threads
@@ -48,9 +50,13 @@ __all__ = ["Canvas"]
 _COPIES = 3
 _PER_THREAD = 2
 _OFTEN = 2
+_ELSEWHERE = (
+    "an array that is being filled belongs to the process that made it. To fix: "
+    "mlarray_xr.to_mla(array, path) writes a Dask array from many processes"
+)
 
 
-class Canvas:
+class Canvas(Shaped):
     """The array of one write, for `array[key] = values` from any thread of this process.
 
     Parameters
@@ -90,6 +96,7 @@ class Canvas:
         self._scratch: RandomAccessFile | None = None
         self._scratch_end = self._n_evicted = 0
         self._is_open = True
+        self._process = os.getpid()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,21 +107,6 @@ class Canvas:
     def dtype(self) -> np.dtype[Any]:
         """Type of the elements."""
         return self._plan.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the decoded array."""
-        return self.size * self.dtype.itemsize
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -137,6 +129,7 @@ class Canvas:
             When the key reaches outside the array or means single points; when the values do not
             broadcast to it, or the file is finished.
         """
+        self._check_process()
         selection = outer_only(plan_selection(key, self.shape))
         fitted = fit_values(values, selection, self.dtype)
         with self._lock:
@@ -156,6 +149,7 @@ class Canvas:
         ValueError
             When the file is finished.
         """
+        self._check_process()
         selection = outer_only(plan_selection(key, self.shape))
         out = allocate(tuple(map(len, selection.axes)), self.dtype)
         with self._lock:
@@ -172,14 +166,17 @@ class Canvas:
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be sent to another process."""
-        msg = (
-            f"{type(self).__name__} belongs to the process that made it. To fix: mlarray_xr.to_mla("
-            "array, path) writes a Dask array from many processes"
-        )
-        raise TypeError(msg)
+        raise TypeError(_ELSEWHERE)
 
     def publish(self) -> Finished:
-        """Make the file of all chunks, publish it, and remove the staging folder."""
+        """Make the file of all chunks, publish it, and remove the staging folder.
+
+        Raises
+        ------
+        RuntimeError
+            In a forked child.
+        """
+        self._check_process()
         with self._lock:
             self._check_open()
             self._is_open = False
@@ -205,16 +202,23 @@ class Canvas:
 
     def discard(self) -> None:
         """Forget everything; the canvas takes no values any more."""
+        if os.getpid() != self._process:
+            return  # its lock may be held by a thread of the parent
         with self._lock:
             self._is_open = False
             self._decoded.clear()
             self._close_scratch()
 
+    def _check_process(self) -> None:
+        """Refuse use in a forked child: what it assigned would be missing from the file."""
+        if os.getpid() != self._process:
+            raise RuntimeError(_ELSEWHERE)
+
     def _check_open(self) -> None:
         """Refuse use after the end."""
         if not self._is_open:
             msg = (
-                f"{self._job.staging.target}: the writer has ended, well or not; it takes and gives "
+                f"{self._job.staging.target}: ended, well or not: it takes and gives "
                 "no values. To fix: mlarray_xr.MlaArray(path, mode='r+') edits a finished file"
             )
             raise ValueError(msg)
@@ -232,9 +236,9 @@ class Canvas:
         chunk = np.zeros(box_shape(piece.box), self.dtype)
         if not piece.is_whole:
             self._load(number, chunk)
-        self._encoded.pop(number, None)
         self._decoded[number] = piece.box, chunk
         self._decoded_bytes += chunk.nbytes
+        self._encoded.pop(number, None)
         return chunk
 
     def _load(self, number: int, out: NDArray[Any]) -> NDArray[Any]:

@@ -1,34 +1,22 @@
-"""Editing a file in place, by appending: a kill at any moment leaves the old array or the new one.
-
-Behind the old end of the frame are written the touched chunks, a chunk table and a trailer::
-
-    header | payload | old table | old trailer | new chunks | new table | new trailer
-
-When these are on disk, one write of 31 bytes in the header turns to them. What lay between is then
-part of the payload that no chunk uses, which the format allows. Until that write every reader sees
-the old array, because readers go by the header and ignore what follows the frame.
-"""
+"""Editing a file in place: elements of a selection are replaced, and what that cost is told."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlarray_xr.errors import SourceChanged, SourceError
+from mlarray_xr.errors import SourceError
 from mlarray_xr.planning.assignment import fit_values, plan_chunk_selections
 from mlarray_xr.planning.grid import box_shape
-from mlarray_xr.storage.editable import EditableFrame
-from mlarray_xr.storage.encode import encode_index, encode_part
-from mlarray_xr.storage.frame_lock import frame_lock
-from mlarray_xr.storage.job import run_ordered
-from mlarray_xr.storage.random_access import RandomAccessFile
+from mlarray_xr.storage.encode import encode_part
+from mlarray_xr.storage.frame_edit import editing
+from mlarray_xr.storage.ordered_tasks import run_ordered
 from mlarray_xr.storage.source import BytesSource, LocalSource
 from mlarray_xr.storage.staging import owned
 
@@ -40,14 +28,10 @@ if TYPE_CHECKING:
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.planning.assignment import ChunkSelection
     from mlarray_xr.planning.selection import OuterSelection
+    from mlarray_xr.storage.editable import EditableFrame
     from mlarray_xr.storage.encode import EncodedChunk
 
-__all__ = ["EditReport", "Edited", "check_mode", "edit_frame"]
-
-# From the length of the frame to the length of its payload: one sector of any disk, so one write
-# of it is done whole or not at all.
-_TURN_AT, _TURN_STOP = 16, 47
-_FRAME_LEN_AT, _PAYLOAD_LEN_AT = 16, 39
+__all__ = ["EditReport", "Edited", "check_mode", "edit_frame", "local_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +74,6 @@ class Edited:
     """What was done."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Appended:
-    """What stands behind the old end of a frame."""
-
-    header: FrameHeader
-    n_chunks: int
-    n_read: int
-    live_bytes: int
-
-
 def edit_frame(source: LocalSource | BytesSource, selection: OuterSelection, values: Any) -> Edited:
     """Replace elements of a file in place.
 
@@ -137,34 +111,33 @@ def edit_frame(source: LocalSource | BytesSource, selection: OuterSelection, val
         When it cannot be written; it then is what it was.
     """
     begin = time.perf_counter()
-    source = _local(source)
-    target = os.path.realpath(source.path)
-    with owned(target), frame_lock(target), RandomAccessFile(target, mode="r+") as file:
-        source.check_stat(file.stat())
-        frame = EditableFrame(file, source)
-        fitted = fit_values(values, selection, frame.header.dtype)
-        if not fitted.size:
-            done = _Appended(
-                header=frame.header, n_chunks=0, n_read=0, live_bytes=int(frame.lengths.sum())
-            )
-            return Edited(source=source, header=frame.header, report=_report(frame, done, begin))
-        try:
-            # What an edit that was killed left behind the frame is of no use.
-            file.truncate(frame.header.frame_len)
-            done = _append(file, frame, selection, fitted)
-            file.sync()
-        except BaseException:
-            with contextlib.suppress(OSError):
-                file.truncate(frame.header.frame_len)
-            raise
-        _turn(file, frame, done.header)
-        found = file.stat()
-    edited = replace(source, size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino)
-    return Edited(source=edited, header=done.header, report=_report(frame, done, begin))
+    source, n_read = local_source(source), 0
+    with owned(os.path.realpath(source.path)), editing(source) as edit:
+        fitted = fit_values(values, selection, edit.header.dtype)
+        with contextlib.closing(run_ordered(_tasks(edit.frame, selection, fitted))) as encoded:
+            for chunk, is_read in encoded:
+                edit.append([chunk])
+                n_read += is_read
+        file_bytes = edit.finish()
+    report = EditReport(
+        bytes_written=edit.appended_bytes,
+        n_chunks_rewritten=edit.n_chunks,
+        n_chunks_read=n_read,
+        wasted_bytes=edit.wasted_bytes,
+        seconds=time.perf_counter() - begin,
+        file_bytes=file_bytes,
+    )
+    return Edited(source=edit.source, header=edit.header, report=report)
 
 
-def _local(source: LocalSource | BytesSource) -> LocalSource:
-    """Return a source that can be edited; refuse bytes in memory."""
+def local_source(source: LocalSource | BytesSource) -> LocalSource:
+    """Return a source that can be edited.
+
+    Raises
+    ------
+    SourceError
+        When it is bytes in memory.
+    """
     if isinstance(source, BytesSource):
         msg = f"{source.name}: bytes in memory are not edited. To fix: open the file by its path"
         raise SourceError(msg)
@@ -177,50 +150,7 @@ def check_mode(mode: str, source: LocalSource | BytesSource) -> None:
         msg = f"mode={mode!r} is not 'r' (read) or 'r+' (edit in place)"
         raise ValueError(msg)
     if mode == "r+":
-        _local(source)
-
-
-def _report(frame: EditableFrame, done: _Appended, begin: float) -> EditReport:
-    """Say what was done since a time."""
-    appended = done.header.frame_len - frame.header.frame_len
-    return EditReport(
-        bytes_written=appended + _TURN_STOP - _TURN_AT if appended else 0,
-        n_chunks_rewritten=done.n_chunks,
-        n_chunks_read=done.n_read,
-        wasted_bytes=max(0, done.header.payload_len - done.live_bytes),
-        seconds=time.perf_counter() - begin,
-        file_bytes=done.header.frame_len,
-    )
-
-
-def _append(
-    file: RandomAccessFile, frame: EditableFrame, selection: OuterSelection, values: NDArray[Any]
-) -> _Appended:
-    """Write new chunks, chunk table and trailer behind the frame; return the header to be."""
-    header = frame.header
-    position, n_read = header.frame_len, 0
-    offsets, lengths, entries = frame.offsets.copy(), frame.lengths.copy(), []
-    tasks = _tasks(frame, selection, values)
-    for chunk, is_read in run_ordered(tasks):
-        number, special = int(chunk.entry["number"]), int(chunk.entry["special"])
-        offsets[number] = (special - 128) << 56 if special else position - header.header_len
-        lengths[number] = len(chunk.data)
-        file.write(chunk.data, at=position)
-        position += len(chunk.data)
-        n_read += is_read
-        entries.append(chunk.entry)
-    index = encode_index(offsets)
-    payload_len = position - header.header_len
-    changed = np.array(entries, frame.plan.entry_dtype)
-    trailer = frame.new_trailer(changed, payload_len=payload_len)
-    file.write(index + trailer, at=position)
-    total = position + len(index) + len(trailer)
-    return _Appended(
-        header=replace(header, frame_len=total, payload_len=payload_len),
-        n_chunks=len(entries),
-        n_read=n_read,
-        live_bytes=int(lengths.sum()),
-    )
+        local_source(source)
 
 
 def _tasks(
@@ -242,24 +172,3 @@ def _rewritten(
     chunk[piece.chunk_key] = values[piece.values_key]
     (encoded,) = encode_part(chunk, piece.box, frame.plan)
     return encoded, not piece.is_whole
-
-
-def _turn(file: RandomAccessFile, frame: EditableFrame, header: FrameHeader) -> None:
-    """Make the appended array the one that the header means.
-
-    Raises
-    ------
-    SourceChanged
-        When somebody who takes no locks wrote the file meanwhile.
-    """
-    if file.stat().st_size != header.frame_len or file.read(0, len(frame.head)) != frame.head:
-        msg = (
-            f"{frame.name}: another program wrote the file while it was edited; nothing was "
-            "changed. To fix: let one program write it, or open it there with locking=True"
-        )
-        raise SourceChanged(msg)
-    head = bytearray(frame.head)
-    struct.pack_into(">Q", head, _FRAME_LEN_AT, header.frame_len)
-    struct.pack_into(">q", head, _PAYLOAD_LEN_AT, header.payload_len)
-    file.write(bytes(head[_TURN_AT:_TURN_STOP]), at=_TURN_AT)
-    file.sync()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.random_access import RandomAccessFile
     from mlarray_xr.storage.source import LocalSource
 
-__all__ = ["EditableFrame"]
+__all__ = ["EditableFrame", "plan_of"]
 
 _NAN = 2
 # First bytes of metadata as releases from 0.0.49 on write it.
@@ -80,12 +80,7 @@ class EditableFrame:
         self.head: bytes = file.read(0, header.header_len)
         self.offsets: NDArray[np.int64] = offsets
         self.lengths: NDArray[np.int64] = self._stored_lengths()
-        self.plan = FramePlan(
-            shape=header.shape,
-            dtype_str=header.dtype_str,
-            layout=Layout(chunks=header.chunks, blocks=header.blocks),
-            codec=_codec_of(header, name=name),
-        )
+        self.plan: FramePlan = plan_of(header, name=name)
 
     @property
     def _has_proof(self) -> bool:
@@ -206,6 +201,22 @@ class EditableFrame:
         if metadata.stats == Stats():
             return None
         return encode_metadata(replace(metadata, stats=Stats()))
+
+
+def plan_of(header: FrameHeader, *, name: str) -> FramePlan:
+    """Return what new chunks of a file must be like.
+
+    Raises
+    ------
+    ConversionError
+        When chunks cannot be made that are compressed as its header says.
+    """
+    return FramePlan(
+        shape=header.shape,
+        dtype_str=header.dtype_str,
+        layout=Layout(chunks=header.chunks, blocks=header.blocks),
+        codec=_codec_of(header, name=name),
+    )
 
 
 def _codec_of(header: FrameHeader, *, name: str) -> Codec:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.errors import TargetBusy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["frame_lock"]
+__all__ = ["ProcessLock", "frame_lock"]
 
 _SUFFIX = ".b2lock"
 _COUNT_AT = 8
@@ -61,16 +62,34 @@ def frame_lock(path: str, *, wait_seconds: float = _WAIT_SECONDS) -> Iterator[No
                 "To fix: end its holding_lock() block, or that program"
             )
             raise TargetBusy(msg) from None
+        except BaseException:
+            _release(descriptor, name, is_ours=is_new)
+            raise
         if _is_named(descriptor, name):
             break
         os.close(descriptor)  # removed and made anew meanwhile: that one counts
     try:
         yield
     finally:
-        if is_ours and not _is_wanted(descriptor):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-        os.close(descriptor)
+        _release(descriptor, name, is_ours=is_ours)
+
+
+class ProcessLock:
+    """A reentrant lock of the threads of one process: a forked child finds it free.
+
+    The child has none of the threads that may have held it.
+    """
+
+    def __init__(self) -> None:
+        self._by_process: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        """Take the lock."""
+        self._by_process.setdefault(os.getpid(), threading.RLock()).acquire()
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self._by_process[os.getpid()].release()
 
 
 def _open(name: str) -> tuple[int, bool]:
@@ -117,6 +136,19 @@ def _acquire(descriptor: int, *, deadline: float) -> bool:
     raised = (count + 1) % (1 << (8 * _COUNT_BYTES))
     os.pwrite(descriptor, raised.to_bytes(_COUNT_BYTES, sys.byteorder), _COUNT_AT)
     return is_first and count == 0
+
+
+def _release(descriptor: int, name: str, *, is_ours: bool) -> None:
+    """Give the lock back, and remove its file if it is of no use to others."""
+    if is_ours and not _is_wanted(descriptor):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    # A child forked meanwhile has a copy of the descriptor: closing this one alone keeps the lock.
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _is_named(descriptor: int, name: str) -> bool:

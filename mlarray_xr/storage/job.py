@@ -6,31 +6,31 @@ import contextlib
 import os
 import socket
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mlarray_xr.errors import SourceError
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.encode import encode_part
+from mlarray_xr.storage.frame_edit import editing
+from mlarray_xr.storage.ordered_tasks import run_ordered
 from mlarray_xr.storage.publication import published
-from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.segments import find_segments, write_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
+    from mlarray_xr.storage.frame_edit import FrameEdit
     from mlarray_xr.storage.segments import Segment
+    from mlarray_xr.storage.source import LocalSource
     from mlarray_xr.storage.staging import Staging
 
 __all__ = [
@@ -41,10 +41,7 @@ __all__ = [
     "WriteJob",
     "identity_of",
     "part_of",
-    "run_ordered",
 ]
-
-Result = TypeVar("Result")
 
 
 class Progress(Protocol):
@@ -106,6 +103,15 @@ class WriteJob:
     """Whether an existing target is replaced."""
     before: tuple[int, ...] | None
     """Identity of what had the target's name when the write began."""
+    into: LocalSource | None = None
+    """The file that is changed in place, as it was then; None when a new one is made."""
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks that are written."""
+        if self.into is None:
+            return self.plan.n_chunks
+        return sum(len(self.plan.numbers_in(box)) for box in self.parts.boxes())
 
     def segments_found(self, *, check: bool) -> dict[int, Segment]:
         """Return the good segments on disk by part; `check` compares their checksums."""
@@ -177,7 +183,7 @@ class WriteJob:
     ) -> Finished:
         """Leave the missing parts as segments, by the threads of this process, and finish."""
         boxes = self.parts.boxes()
-        n_done = self.plan.n_chunks - sum(len(self.plan.numbers_in(boxes[i])) for i in missing)
+        n_done = self.n_chunks - sum(len(self.plan.numbers_in(boxes[i])) for i in missing)
         tasks = [partial(self._write, values, boxes[part], part) for part in missing]
         records = []
         self._tell(progress, n_done)
@@ -202,7 +208,7 @@ class WriteJob:
     def _tell(self, progress: Progress | None, n_done: int) -> None:
         """Tell how many chunks are done, if anybody wants to know."""
         if progress is not None:
-            progress(n_done, self.plan.n_chunks)
+            progress(n_done, self.n_chunks)
 
     def _encode(self, values: Sliceable, box: Box) -> list[EncodedChunk]:
         """Encode one part of an array."""
@@ -213,8 +219,15 @@ class WriteJob:
         return self.write_part(part_of(values, box), box, part=part)
 
     @contextlib.contextmanager
-    def _publishing(self) -> Iterator[FrameWriter]:
-        """Open a writer of the new file, which has the target's name when the block ends well."""
+    def _publishing(self) -> Iterator[FrameWriter | FrameEdit]:
+        """Open a writer of the new file, which has the target's name when the block ends well.
+
+        Or, of a file that is changed in place, an edit.
+        """
+        if self.into is not None:
+            with editing(self.into) as edit:
+                yield edit
+            return
         target, folder = self.staging.target, self.staging.folder
         with published(target, overwrite=self.overwrite, temporary_folder=folder) as file:
             yield FrameWriter(file, plan=self.plan, metadata=self.metadata, n_parts=len(self.parts))
@@ -243,26 +256,6 @@ def identity_of(path: str) -> tuple[int, ...] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def run_ordered(tasks: Iterable[Callable[[], Result]]) -> Generator[Result]:
-    """Run tasks in threads and yield results in order, keeping one more than threads under way.
-
-    No thread idles while a result is used, and no more than that many results wait.
-    """
-    threads = available_threads()
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(task))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def part_of(values: Sliceable, box: Box) -> NDArray[Any]:

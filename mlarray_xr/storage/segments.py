@@ -14,6 +14,7 @@ twice cannot collide; whichever is found first is used, and they hold the same b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import uuid
@@ -31,13 +32,22 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
     from mlarray_xr.storage.staging import Staging
 
-__all__ = ["PAGE_BYTES", "Segment", "find_segments", "parts_on_disk", "write_segment"]
+__all__ = [
+    "PAGE_BYTES",
+    "Segment",
+    "copy_segment",
+    "find_segments",
+    "parts_on_disk",
+    "write_segment",
+]
 
 PAGE_BYTES = 4096
 _SUFFIX = ".seg"
 _MAGIC = b"MLASEG01"
 _FOOTER = struct.Struct("<8s16sQQII")  # magic, write id, part, payload bytes, entries, crc32
 _CHECK_BYTES = 8 << 20
+_COPY_BYTES = 1 << 26
+_CANNOT_CLONE = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,6 +146,32 @@ def find_segments(
     return found
 
 
+def copy_segment(segment: Segment, *, target: int, position: int, page_bytes: int) -> None:
+    """Copy a segment's payload into an open file, in the kernel where it can.
+
+    Parameters
+    ----------
+    segment
+        What is copied.
+    target
+        Descriptor of the file.
+    position
+        Where the payload begins there.
+    page_bytes
+        Whole pages of this size are copied, zeros included: file systems that share pages share
+        nothing less. 1 copies no more than the payload.
+    """
+    n_bytes = segment.payload_bytes + -segment.payload_bytes % page_bytes
+    with open(segment.path, "rb", buffering=0) as source:
+        done = 0
+        while done < n_bytes:
+            count = _copy_range(source.fileno(), target, done, position + done, n_bytes - done)
+            if not count:
+                msg = f"{segment.path}: ends after {done} of {n_bytes} bytes: it was changed"
+                raise OSError(msg)
+            done += count
+
+
 def parts_on_disk(staging: Staging) -> set[int]:
     """Return the numbers of the parts that have a segment, by the names of files alone."""
     with contextlib.suppress(FileNotFoundError):
@@ -187,12 +223,13 @@ def _read_segment(path: str, write_id: str, plan: FramePlan) -> Segment | None:
 
 
 def _is_intact(segment: Segment) -> bool:
-    """Compare every stored chunk of a segment with its checksum."""
+    """Compare every stored chunk of a segment with its checksum, and what follows with zeros."""
     with open(segment.path, "rb") as file:
         for entry in segment.entries:
             if not entry["special"] and _checksum(file, int(entry["length"])) != entry["crc32"]:
                 return False
-    return True
+        # Whole pages go into the file, whose bytes are to depend on what was written alone.
+        return not any(file.read(-segment.payload_bytes % PAGE_BYTES))
 
 
 def _checksum(file: Any, length: int) -> int:
@@ -204,3 +241,15 @@ def _checksum(file: Any, length: int) -> int:
             return -1
         crc, length = zlib.crc32(piece, crc), length - len(piece)
     return crc
+
+
+def _copy_range(source: int, target: int, start: int, position: int, n_bytes: int) -> int:
+    """Copy a range between two files; return how many bytes."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, n_bytes, start, position)
+        except OSError as error:
+            if error.errno not in _CANNOT_CLONE:
+                raise
+    data = os.pread(source, min(n_bytes, _COPY_BYTES), start)
+    return os.pwrite(target, data, position) if data else 0

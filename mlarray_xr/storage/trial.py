@@ -54,15 +54,17 @@ def choose_codec(
 ) -> CodecChoice:
     """Choose how to compress arrays like this one, by trying it.
 
-    Some blocks of at most six chunks, 3 MiB in all, are compressed with every candidate. The choice
-    depends on the sizes and on a fixed model of speed, never on how long anything took: the same
-    values give the same choice everywhere. Only lossless codecs that every reader knows are tried.
+    Some blocks of at most six chunks, 1.5 MiB in all, are compressed: of two chunks with every
+    candidate, of the others with the best ones. The choice depends on the sizes and on a fixed
+    model of speed, never on how long anything took: the same values give the same choice in every
+    process, with any number of threads. Only lossless codecs that every reader knows are tried.
+    Besides `sample`, that takes the memory of the blocks and of two copies of one per thread.
 
     Parameters
     ----------
     sample : array_like
         The array, or a part of one that stands for it, array order. Constant regions are passed
-        over.
+        over. What is no NumPy array is read whole.
     prefer : {"speed", "balanced", "size"}
         ``"balanced"`` takes the smallest of the codecs that read and write fast, ``"speed"`` the
         one that reads fastest among them, ``"size"`` the smallest one.
@@ -117,8 +119,8 @@ def choose_codec_for(
     Parameters
     ----------
     read
-        Returns the elements of a box. Called one box at a time for boxes of at most 512 KiB, six
-        times, up to 16 times when boxes turn out to hold one value only.
+        Returns the elements of a box. Called one box at a time, six times as a rule, for 1.5 MiB
+        in all; up to 16 times when boxes turn out to hold one value only.
     shape, dtype
         Of the array.
     layout

@@ -1,0 +1,174 @@
+"""Writing a new file: layout, codec and parts are decided and the target is claimed."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlarray_xr.dask_write import choose_on_worker
+from mlarray_xr.errors import ConversionError, LayoutError
+from mlarray_xr.format.metadata import Storage
+from mlarray_xr.format.metadata_codec import encode_metadata
+from mlarray_xr.planning.codec import Codec
+from mlarray_xr.planning.layout import plan_layout
+from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
+from mlarray_xr.prepared import claim_write, parts_in_flight
+from mlarray_xr.record import stored_axes
+from mlarray_xr.storage.encode import FramePlan
+from mlarray_xr.storage.job import part_of
+from mlarray_xr.storage.publication import check_target
+from mlarray_xr.storage.trial import choose_codec_for
+from mlarray_xr.subject import subject_of
+
+if TYPE_CHECKING:
+    from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
+    from mlarray_xr.planning.layout import Layout, Sizes
+    from mlarray_xr.planning.write_plan import Parts
+    from mlarray_xr.prepared import PreparedWrite
+    from mlarray_xr.subject import Subject
+
+__all__ = ["SUFFIX", "file_name", "prepare_file"]
+
+SUFFIX = ".mla"
+
+
+def file_name(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path of a target that the reference package would open."""
+    target = os.fsdecode(path)
+    if "://" in target:
+        msg = f"{target}: URLs cannot be written. To fix: write a local file and upload it"
+        raise ConversionError(msg)
+    if not target.endswith(SUFFIX):
+        msg = f"{target}: the name must end in {SUFFIX!r}: other readers go by it"
+        raise ConversionError(msg)
+    return os.path.abspath(os.path.expanduser(target))
+
+
+def prepare_file(
+    obj: Any,
+    path: str,
+    *,
+    patch: Sizes | Literal["default"] | None,
+    chunks: Sizes | None,
+    blocks: Sizes | None,
+    codec: str | Codec,
+    lossy: bool,
+    prefer: Preference,
+    overwrite: bool,
+    metadata: Metadata | None,
+    align_chunks: bool,
+    compute: bool,
+    resume: bool,
+    memory_limit: int | None,
+) -> PreparedWrite:
+    """Plan the write of one new file, and claim its target.
+
+    Parameters and errors as of `mlarray_xr.to_mla`; `overwrite` tells whether an existing target is
+    replaced, `compute` whether the write runs at once, `memory_limit` is in bytes.
+    """
+    began, subject = time.time(), subject_of(obj)
+    target, _ = check_target(path, overwrite=overwrite)
+    described = subject.metadata if metadata is None else metadata
+    axes = stored_axes(described, len(subject.values.shape))
+    layout = plan_layout(
+        subject.values.shape,
+        subject.values.dtype,
+        patch=patch,
+        dims=axes.dims,
+        spatial=axes.spatial,
+        chunks=chunks,
+        blocks=blocks,
+    )
+    choice = _choice(subject, layout, prefer) if codec == "auto" else None
+    plan = FramePlan(
+        shape=tuple(subject.values.shape),
+        dtype_str=subject.values.dtype.str,
+        layout=layout,
+        codec=_codec(codec, lossy=lossy) if choice is None else choice.codec,
+    )
+    uses_tasks = subject.is_dask or not compute or subject.goes_to_workers
+    parts = _parts(
+        subject,
+        plan,
+        axes.dims,
+        align_chunks=align_chunks,
+        in_flight=parts_in_flight(uses_tasks=uses_tasks),
+        memory_limit=memory_limit,
+    )
+    return claim_write(
+        subject,
+        path=path,
+        target=target,
+        plan=plan,
+        parts=parts,
+        metadata=encode_metadata(_with_storage(described, plan)),
+        overwrite=overwrite,
+        resume=resume,
+        uses_tasks=uses_tasks,
+        choice=choice,
+        began=began,
+    )
+
+
+def _parts(
+    subject: Subject,
+    plan: FramePlan,
+    dims: tuple[str, ...],
+    *,
+    align_chunks: bool,
+    in_flight: int,
+    memory_limit: int | None,
+) -> Parts:
+    """Decide the parts, and refuse chunks that do not fit when they must."""
+    source_chunks = subject.values.chunks if subject.is_dask else None
+    if source_chunks is not None and not align_chunks:
+        check_chunk_borders(source_chunks, plan.layout.chunks, dims)
+    return plan_parts(
+        plan.shape,
+        plan.layout,
+        itemsize=plan.dtype.itemsize,
+        in_flight=in_flight,
+        source_chunks=source_chunks,
+        memory_limit=memory_limit,
+    )
+
+
+def _choice(subject: Subject, layout: Layout, prefer: Preference) -> CodecChoice:
+    """Choose a codec by trial."""
+    if subject.is_dask:
+        return choose_on_worker(subject.values, layout, prefer=prefer)
+    return choose_codec_for(
+        partial(part_of, subject.values),
+        shape=tuple(subject.values.shape),
+        dtype=subject.values.dtype,
+        layout=layout,
+        prefer=prefer,
+    )
+
+
+def _codec(codec: str | Codec, *, lossy: bool) -> Codec:
+    """Return the codec that was named, unless it would lose bits that nobody gave up."""
+    named = Codec.parse(codec) if isinstance(codec, str) else codec
+    if named.is_lossy and not lossy:
+        msg = (
+            f"codec '{named}' is lossy: it keeps {named.mantissa_bits} bits of every mantissa. To "
+            f"fix: (1) another codec; (2) to_mla(..., codec='{named}', lossy=True) if it is meant"
+        )
+        raise LayoutError(msg)
+    return named
+
+
+def _with_storage(metadata: Metadata, plan: FramePlan) -> Metadata:
+    """Return the metadata with the layout that is really written."""
+    storage = Storage(
+        chunk_size=plan.layout.chunks,
+        block_size=plan.layout.blocks,
+        patch_size=plan.layout.patch,
+        cparams={"codec": plan.cparams().codec.value, "clevel": plan.codec.level},
+        dparams={"nthreads": 1},
+    )
+    return replace(metadata, has_array=True, blosc2=storage)
