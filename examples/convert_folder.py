@@ -1,82 +1,58 @@
-"""Convert a folder of NIfTI files to .mla, several at a time; run it again to resume.
+"""Convert a folder of scans to .mla; what is damaged is named, and running it again goes on.
 
     python convert_folder.py SOURCE TARGET
 
-Without arguments it makes a folder of small volumes and converts that. A target is complete or
-absent, so files that exist are done: an interrupted run is resumed by starting it again.
+Without arguments it makes a folder of small scans, one of them damaged, and converts that. The same
+on the command line, with four processes: mla convert SOURCE TARGET --resume --scheduler local:4
 """
 
-import multiprocessing
 import sys
 import tempfile
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
-import mlarray_xr
-from mlarray_xr.errors import MlaError
+from mlarray_xr import convert_folder
 
 PATCH = 64
-WORKERS = 2
-
-
-def convert_one(source: Path, target: Path) -> str:
-    """Convert one file; two runs that meet at one target do no harm."""
-    try:
-        mlarray_xr.convert(source, target, patch=PATCH)
-    except FileExistsError:
-        return f"{target.name}: made by another run"
-    return f"{target.name}: {target.stat().st_size / 1e6:.2f} MB"
-
-
-def convert_folder(source: Path, target: Path, pool: Executor) -> int:
-    """Convert what is missing; return how many files failed."""
-    target.mkdir(parents=True, exist_ok=True)
-    jobs = {}
-    failed = 0
-    for path in sorted([*source.glob("*.nii"), *source.glob("*.nii.gz")]):
-        done = target / (path.name.removesuffix(".gz").removesuffix(".nii") + ".mla")
-        if done.exists():
-            print(f"{done.name}: skipped, exists")
-        else:
-            jobs[pool.submit(convert_one, path, done)] = path
-    for job in as_completed(jobs):
-        try:
-            print(job.result())
-        except MlaError as error:
-            failed += 1
-            print(f"{jobs[job].name}: {error}", file=sys.stderr)
-    return failed
 
 
 def make_folder(source: Path) -> None:
-    """Write four small NIfTI volumes."""
-    source.mkdir()
-    for seed in range(4):
-        values = np.random.default_rng(seed).integers(0, 100, (64, 64, 48), np.int16)
-        nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 2, 1])), source / f"{seed}.nii.gz")
+    """Write three small scans and one of which the end is missing."""
+    for number in range(4):
+        values = np.random.default_rng(number).integers(0, 100, (64, 64, 48), np.int16)
+        scan = nibabel.Nifti1Image(values, np.diag([1, 1, 2, 1]))
+        (source / f"sub-{number}").mkdir(parents=True)
+        nibabel.save(scan, source / f"sub-{number}" / "t1.nii.gz")
+    whole = source / "sub-3" / "t1.nii.gz"
+    whole.write_bytes(whole.read_bytes()[:10_000])
 
 
-def demonstrate(pool: Executor) -> int:
-    """Convert a folder, lose one file and convert again."""
+def show(done: int, total: int) -> None:
+    """Tell how many bytes of the sources are done."""
+    print(f"{100 * done // total:3} %", file=sys.stderr)
+
+
+def demonstrate() -> int:
+    """Convert a folder, replace the damaged scan and convert again."""
     with tempfile.TemporaryDirectory() as name:
-        source, target = Path(name) / "nifti", Path(name) / "mla"
+        source, target = Path(name) / "raw", Path(name) / "mla"
         make_folder(source)
-        failed = convert_folder(source, target, pool)
-        (target / "2.mla").unlink()
-        print("once more, with one file missing:")
-        return failed + convert_folder(source, target, pool)
+        print(convert_folder(source, target, patch=PATCH, verify=True))
+        (source / "sub-3" / "t1.nii.gz").write_bytes((source / "sub-0" / "t1.nii.gz").read_bytes())
+        print("once more, with a sound copy:")
+        report = convert_folder(source, target, patch=PATCH, verify=True)
+        print(report)
+        return len(report.failed)
 
 
 def main() -> int:
-    # Spawned, not forked: workers need nothing of this process.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        if len(sys.argv) == 3:
-            return convert_folder(Path(sys.argv[1]), Path(sys.argv[2]), pool)
-        return demonstrate(pool)
+    if len(sys.argv) != 3:
+        return demonstrate()
+    report = convert_folder(sys.argv[1], sys.argv[2], patch=PATCH, progress=show)
+    print(report)
+    return 1 if report.failed else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import mlarray_xr.accessor  # noqa: F401 - registers DataArray.mla
 if TYPE_CHECKING:
     from mlarray_xr.array import MlaArray
     from mlarray_xr.creation import create
+    from mlarray_xr.foreign.collection import convert_folder
     from mlarray_xr.foreign.conversion import convert
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.layout import Layout, plan_layout
@@ -30,6 +31,7 @@ __all__ = [
     "WriteReport",
     "choose_codec",
     "convert",
+    "convert_folder",
     "create",
     "open_mla",
     "plan_layout",
@@ -46,6 +48,7 @@ _HOMES = {
     "WriteReport": "mlarray_xr.report",
     "choose_codec": "mlarray_xr.storage.trial",
     "convert": "mlarray_xr.foreign.conversion",
+    "convert_folder": "mlarray_xr.foreign.collection",
     "create": "mlarray_xr.creation",
     "open_mla": "mlarray_xr.read",
     "plan_layout": "mlarray_xr.planning.layout",

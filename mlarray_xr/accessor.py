@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.geometry import Geometry
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.planning.codec_choice import Preference
+    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.layout import Sizes
     from mlarray_xr.planning.region import Region
     from mlarray_xr.storage.job import Progress
@@ -183,7 +183,7 @@ class MlaAccessor:
         patch: Sizes | Literal["default"] | None = "default",
         chunks: Sizes | None = None,
         blocks: Sizes | None = None,
-        codec: str | Codec = "auto",
+        codec: str | Codec | CodecChoice = "auto",
         lossy: bool = False,
         prefer: Preference = "balanced",
         mode: Literal["w-", "w", "r+"] = "w-",

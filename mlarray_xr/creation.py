@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.planning.codec_choice import Preference
+    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.layout import Sizes
     from mlarray_xr.report import WriteReport
     from mlarray_xr.subject import Subject
@@ -51,7 +51,7 @@ def create(
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
     dims: Sequence[str] | None = None,
-    codec: str | Codec = "auto",
+    codec: str | Codec | CodecChoice = "auto",
     lossy: bool = False,
     prefer: Preference = "balanced",
     metadata: Metadata | None = None,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlarray_xr.dask_write import choose_on_worker
 from mlarray_xr.errors import ConversionError, LayoutError
-from mlarray_xr.format.metadata import Storage
+from mlarray_xr.format.metadata import Stats, Storage
 from mlarray_xr.format.metadata_codec import encode_metadata
 from mlarray_xr.planning.codec import Codec
+from mlarray_xr.planning.codec_choice import CodecChoice
 from mlarray_xr.planning.layout import plan_layout
 from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
 from mlarray_xr.prepared import claim_write, parts_in_flight
@@ -25,7 +26,7 @@ from mlarray_xr.subject import subject_of
 
 if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Metadata
-    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
+    from mlarray_xr.planning.codec_choice import Preference
     from mlarray_xr.planning.layout import Layout, Sizes
     from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.prepared import PreparedWrite
@@ -55,7 +56,7 @@ def prepare_file(
     patch: Sizes | Literal["default"] | None,
     chunks: Sizes | None,
     blocks: Sizes | None,
-    codec: str | Codec,
+    codec: str | Codec | CodecChoice,
     lossy: bool,
     prefer: Preference,
     overwrite: bool,
@@ -83,12 +84,12 @@ def prepare_file(
         chunks=chunks,
         blocks=blocks,
     )
-    choice = _choice(subject, layout, prefer) if codec == "auto" else None
+    choice = _choice(subject, layout, prefer) if codec == "auto" else codec
     plan = FramePlan(
         shape=tuple(subject.values.shape),
         dtype_str=subject.values.dtype.str,
         layout=layout,
-        codec=_codec(codec, lossy=lossy) if choice is None else choice.codec,
+        codec=_codec(choice, lossy=lossy),
     )
     uses_tasks = subject.is_dask or not compute or subject.goes_to_workers
     parts = _parts(
@@ -109,7 +110,7 @@ def prepare_file(
         overwrite=overwrite,
         resume=resume,
         uses_tasks=uses_tasks,
-        choice=choice,
+        choice=choice if isinstance(choice, CodecChoice) else None,
         began=began,
     )
 
@@ -150,9 +151,10 @@ def _choice(subject: Subject, layout: Layout, prefer: Preference) -> CodecChoice
     )
 
 
-def _codec(codec: str | Codec, *, lossy: bool) -> Codec:
-    """Return the codec that was named, unless it would lose bits that nobody gave up."""
-    named = Codec.parse(codec) if isinstance(codec, str) else codec
+def _codec(codec: str | Codec | CodecChoice, *, lossy: bool) -> Codec:
+    """Return the codec that was named or chosen, unless it loses bits that nobody gave up."""
+    named = codec.codec if isinstance(codec, CodecChoice) else codec
+    named = Codec.parse(named) if isinstance(named, str) else named
     if named.is_lossy and not lossy:
         msg = (
             f"codec '{named}' is lossy: it keeps {named.mantissa_bits} bits of every mantissa. To "
@@ -163,7 +165,7 @@ def _codec(codec: str | Codec, *, lossy: bool) -> Codec:
 
 
 def _with_storage(metadata: Metadata, plan: FramePlan) -> Metadata:
-    """Return the metadata with the layout that is really written."""
+    """Return the metadata with the layout that is really written, and no statistics of others."""
     storage = Storage(
         chunk_size=plan.layout.chunks,
         block_size=plan.layout.blocks,
@@ -171,4 +173,6 @@ def _with_storage(metadata: Metadata, plan: FramePlan) -> Metadata:
         cparams={"codec": plan.cparams().codec.value, "clevel": plan.codec.level},
         dparams={"nthreads": 1},
     )
-    return replace(metadata, has_array=True, blosc2=storage)
+    # Codecs that lose bits store other values than those that were counted.
+    stats = Stats() if plan.codec.is_lossy else metadata.stats
+    return replace(metadata, has_array=True, blosc2=storage, stats=stats)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlarray_xr.axes import Axes
     from mlarray_xr.format.metadata import Json, Spatial
 
-__all__ = ["Geometry"]
+__all__ = ["Geometry", "names_patient_axes"]
 
 _OFF_AXIS = 1e-5
 """How far, in spacings, an axis may lean from a world axis and still count as aligned with it."""
@@ -330,6 +330,17 @@ class Geometry:
     def _array(self) -> NDArray[np.float64]:
         """Return the affine as an array."""
         return np.asarray(self.affine, dtype=np.float64)
+
+
+def names_patient_axes(coord_system: str | None) -> bool:
+    """Tell whether a coordinate system says that the world axes are x, y and z of a patient.
+
+    Examples
+    --------
+    >>> names_patient_axes("LPS+"), names_patient_axes("scanner")
+    (True, False)
+    """
+    return coord_system in _HANDEDNESS
 
 
 def _floats(numbers: object, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mlarray_xr.errors import GeometryError
-from mlarray_xr.geometry import Geometry
+from mlarray_xr.geometry import Geometry, names_patient_axes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -208,22 +208,30 @@ def _whole(positions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _from_coordinates(array: xr.DataArray, dims: list[str], base: Geometry | None) -> Geometry:
-    """Build the geometry that 1-D coordinates alone describe: world axes in array order."""
+    """Build the geometry that 1-D coordinates alone describe.
+
+    World axes are in array order, or x, y, z where the array is said to be RAS or LPS.
+    """
     if not dims or any(dim not in array.coords for dim in dims):
         raise _unknown(array, [dim for dim in dims if dim not in array.coords])
     if all(array[dim].dtype.kind != "f" for dim in dims):
         raise _unknown(array, dims)
-    affine = np.eye(len(dims) + 1)
-    for axis, dim in enumerate(dims):
+    system = base.coord_system if base is not None else array.attrs.get("coord_system")
+    rows = list(range(len(dims)))
+    if sorted(dims) == ["x", "y", "z"] and names_patient_axes(system):
+        rows = [sorted(dims).index(dim) for dim in dims]
+    affine = np.zeros((len(dims) + 1,) * 2)
+    affine[-1, -1] = 1.0
+    for axis, (row, dim) in enumerate(zip(rows, dims, strict=True)):
         if array[dim].dtype.kind not in "iuf" or array[dim].dims != (dim,):
             raise _unknown(array, [dim])
         values = np.asarray(array[dim].values, dtype=np.float64)
-        affine[axis, -1], affine[axis, axis] = _even(dim, values)
+        affine[row, -1], affine[row, axis] = _even(dim, values)
     found = Geometry(
         dims=tuple(dims),
         affine=tuple(tuple(row) for row in affine.tolist()),
         units=(None,) * len(dims),
-        coord_system=None if base is None else base.coord_system,
+        coord_system=system if isinstance(system, str) else None,
     )
     return _with_units(found, array)
 

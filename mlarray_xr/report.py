@@ -86,6 +86,6 @@ class WriteReport:
             f"{self.file_bytes / 1e6:.1f} MB, ratio {self.ratio:.2f}\n"
             f"{region}"
             f"  {self.n_chunks} chunks {self.layout.chunks} of blocks {self.layout.blocks}, "
-            f"{self.codec}{resumed}\n"
+            f"{self.choice or self.codec}{resumed}\n"
             f"  {self.seconds:.2f} s, {rate:.0f} MB/s, {processes}"
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.planning.codec_choice import Preference
+    from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.layout import Sizes
     from mlarray_xr.planning.region import Region
     from mlarray_xr.prepared import PreparedWrite
@@ -37,7 +37,7 @@ def to_mla(
     patch: Sizes | Literal["default"] | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
-    codec: str | Codec = "auto",
+    codec: str | Codec | CodecChoice = "auto",
     lossy: bool = False,
     prefer: Preference = "balanced",
     mode: Literal["w-", "w", "r+"] = "w-",
@@ -75,9 +75,9 @@ def to_mla(
     chunks, blocks
         Explicit shapes instead of `patch`, elements, array order.
     codec
-        Compression, such as ``"lz4hc-8"`` or ``"zstd-1-bitshuffle"``. ``"auto"`` tries lossless
-        codecs on samples, as `choose_codec` does; of a Dask array on its middle, which is computed
-        for that beforehand.
+        Compression, such as ``"lz4hc-8"`` or ``"zstd-1-bitshuffle"``, or what `choose_codec` chose
+        for similar values. ``"auto"`` tries lossless codecs on samples, as `choose_codec` does; of
+        a Dask array on its middle, which is computed for that beforehand.
     lossy
         Whether `codec` may lose bits of floating point numbers, as ``"zstd-1-shuffle-trunc12"``
         does, which keeps 12 bits of the mantissa. ``"auto"`` is lossless in any case.

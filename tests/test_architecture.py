@@ -137,6 +137,7 @@ EXPORTS = {
     "WriteReport",
     "choose_codec",
     "convert",
+    "convert_folder",
     "create",
     "open_mla",
     "plan_layout",

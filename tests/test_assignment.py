@@ -60,7 +60,7 @@ def test_ranges_are_not_listed() -> None:
     "key", [([0, 1], [0, 1]), np.ones((3, 3), bool), (0, [1]), (np.array(1), np.array([1]))]
 )
 def test_single_points_are_refused(key: Any) -> None:
-    with pytest.raises(IndexError, match="single points.*read the box"):
+    with pytest.raises(IndexError, match=r"single points.*read the box"):
         outer_only(plan_selection(key, (3, 3)))
 
 

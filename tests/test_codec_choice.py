@@ -313,6 +313,8 @@ def test_samples_are_blocks_of_different_chunks(
             assert is_whole or stop - start < b
         seen.add(tuple(start // c for (start, _), c in zip(box, layout.chunks, strict=True)))
     assert len(seen) == len(boxes)
+    sizes = [math.prod(stop - start for start, stop in box) * itemsize for box in boxes]
+    assert sum(sizes[:6]) <= 3 << 19
     middle = tuple(e // 2 // c for e, c in zip(shape, layout.chunks, strict=True))
     assert (
         tuple(start // c for (start, _), c in zip(boxes[0], layout.chunks, strict=True)) == middle
@@ -354,3 +356,6 @@ def test_samples_of_a_huge_array_and_of_huge_blocks_stay_small() -> None:
     boxes = plan_samples(shape, layout, itemsize=1)
     assert len(boxes) == 16
     assert all(math.prod(b - a for a, b in box) == 1 << 18 for box in boxes)
+    for n in (1, 2, 3):
+        few = plan_samples(shape, layout, itemsize=1, n=n)
+        assert [math.prod(b - a for a, b in box) for box in few] == [1 << 19] * n

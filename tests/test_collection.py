@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -169,7 +170,7 @@ def test_what_is_there_already_is_refused_or_replaced_as_asked(tmp_path: Path) -
     assert "the file exists. To fix" in reasons(refused)["a.npy"]
     assert len(convert_folder(source, out, resume=False, mode="w").converted) == 1
     (out / "a.mla").write_text("precious")
-    assert "is no conversion of" in reasons(convert_folder(source, out))["a.npy"]
+    assert "does not say that it was made of" in reasons(convert_folder(source, out))["a.npy"]
     assert (out / "a.mla").read_text() == "precious"
     assert len(convert_folder(source, out, mode="w").converted) == 1
     np.testing.assert_array_equal(MlaArray(out / "a.mla")[...], VOXELS)
@@ -282,6 +283,13 @@ def test_errors_of_the_program_itself_are_reported_with_their_type(tmp_path: Pat
     with mock.patch.object(Recipe, "run", side_effect=ZeroDivisionError("by zero")):
         report = convert_folder(source, tmp_path / "out")
     assert reasons(report) == {"a.npy": "ZeroDivisionError: by zero"}
+
+
+def test_another_thread_may_be_importing_dask(tmp_path: Path) -> None:
+    source = make("a.npy", tmp_path / "raw").parent
+    with mock.patch.dict(sys.modules, {"dask.array": ModuleType("dask.array")}):
+        report = convert_folder(source, tmp_path / "out")
+    assert not report.failed
 
 
 def test_progress_counts_bytes_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,7 +364,7 @@ def test_resuming_leaves_what_is_complete_and_replaces_what_is_outdated(tmp_path
     assert go(chunks=5) is not None
     np.testing.assert_array_equal(MlaArray(tmp_path / "v.mla")[...], VOXELS + 1)
     other = make("a.nii", tmp_path)
-    with pytest.raises(FileExistsError, match=r"no conversion of .*a\.nii"):
+    with pytest.raises(FileExistsError, match=r"does not say that it was made of .*a\.nii"):
         convert(other, tmp_path / "v.mla", resume=True)
     assert convert(other, tmp_path / "v.mla", resume=True, mode="w") is not None
 

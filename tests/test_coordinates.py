@@ -79,6 +79,21 @@ def test_geometry_from_coordinates_alone() -> None:
     xr.testing.assert_equal(reopened(array).coords["z"], array.coords["z"])
 
 
+@pytest.mark.parametrize("system", ["RAS", "LPS+"])
+def test_patient_axes_are_x_y_z_in_any_array_order(system: str) -> None:
+    coords = {"z": 5 + 3.0 * np.arange(4), "y": 4 - 2.0 * np.arange(3), "x": 0.5 * np.arange(2)}
+    array = xr.DataArray(
+        np.zeros((4, 3, 2)), coords, ("z", "y", "x"), attrs={"coord_system": system}
+    )
+    wanted = [[0, 0, 0.5, 0], [0, -2, 0, 4], [3, 0, 0, 5], [0, 0, 0, 1]]
+    assert array.mla.affine.tolist() == wanted
+    assert array.mla.coord_system == system
+    again = reopened(array)
+    assert again.mla.affine_in("RAS").tolist() == array.mla.affine_in("RAS").tolist()
+    for dim in coords:
+        np.testing.assert_allclose(again[dim], array[dim])
+
+
 @pytest.mark.parametrize("z", [[0.0, 1, 5], [1, 2, 3], ["a", "b", "c"], None])
 def test_coordinates_that_are_no_geometry_are_stored_as_they_are(z: Any) -> None:
     coords: dict[str, Any] = {"x": [1.0, 2.0]} if z is None else {"z": z, "x": [1.0, 2.0]}

@@ -86,7 +86,9 @@ def statistics_of(values: NDArray[Any], chunks: tuple[int, ...]) -> list[tuple[A
     grid = tuple(-(-n // max(c, 1)) for n, c in zip(values.shape, chunks, strict=True))
     found = []
     for position in np.ndindex(*grid):
-        box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(position, chunks, strict=True))
+        box: tuple[Any, ...] = tuple(
+            slice(i * c, (i + 1) * c) for i, c in zip(position, chunks, strict=True)
+        )
         part = values[(*box, ...)]
         found.append((part.min(), part.max(), int(np.count_nonzero(part))))
     return found
@@ -125,7 +127,7 @@ class Editing(RuleBasedStateMachine):
         codec = data.draw(st.sampled_from(CODECS))
         self.values = values_of(shape, dtype, data.draw(st.integers(0, 99)))
         self.path = Path(self._folder.name) / "e.mla"
-        options = {"chunks": chunks, "blocks": blocks, "codec": codec}
+        options: dict[str, Any] = {"chunks": chunks, "blocks": blocks, "codec": codec}
         mlarray_xr.to_mla(self.values, self.path, **options)
         self.array = MlaArray(self.path, mode="r+")
 
@@ -145,10 +147,10 @@ class Editing(RuleBasedStateMachine):
         shape, chunks = self.values.shape, self.array.chunks
         box = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in shape]
         pairs = [(start, stop) for start, stop in box]
-        inside = tuple(slice(*pair) for pair in pairs)
-        new = values_of(self.values[(*inside, ...)].shape, self.values.dtype, len(pairs))
+        inside: tuple[Any, ...] = (*(slice(*pair) for pair in pairs), ...)
+        new = values_of(self.values[inside].shape, self.values.dtype, len(pairs))
         report = self.array.write(pairs, new)
-        self.values[(*inside, ...)] = new
+        self.values[inside] = new
         is_empty = 0 in new.shape
         counts = [
             -(-stop // max(c, 1)) - start // max(c, 1)
@@ -188,7 +190,7 @@ class Editing(RuleBasedStateMachine):
 
 
 def test_the_file_becomes_what_was_assigned() -> None:
-    run_state_machine_as_test(Editing, settings=settings(max_examples=25, stateful_step_count=8))
+    run_state_machine_as_test(Editing, settings=settings(max_examples=20, stateful_step_count=8))
 
 
 # What an edit costs and what it leaves alone

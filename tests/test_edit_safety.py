@@ -23,7 +23,6 @@ import mlarray_xr
 from mlarray_xr import MlaArray
 from mlarray_xr.errors import SourceChanged, TargetBusy
 from mlarray_xr.storage import frame_edit
-from mlarray_xr.storage import frame_lock as frame_lock_module
 from mlarray_xr.storage.frame_lock import frame_lock
 from mlarray_xr.storage.random_access import RandomAccessFile
 from mlarray_xr.storage.staging import owned
@@ -237,7 +236,7 @@ def test_no_room_for_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     array = MlaArray(path, mode="r+")
     with monkeypatch.context() as patch:
-        patch.setattr(frame_lock_module.os, "pwrite", full)
+        patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
             array.write(BOX, NEW)
     assert names_in(path.parent) == ["e.mla"]
@@ -259,6 +258,19 @@ def test_who_opens_the_file_just_before_the_turn_notices_it(
             if is_read:
                 np.testing.assert_array_equal(readers[-1][...], VALUES)
 
+    write, sync, clock = RandomAccessFile.write, RandomAccessFile.sync, []
+
+    def stop_the_clock(self: RandomAccessFile) -> None:
+        clock.append(self.stat().st_mtime_ns)
+        sync(self)
+
+    def write_at_once(self: RandomAccessFile, data: bytes, *, at: int) -> None:
+        write(self, data, at=at)
+        if len(data) == TURN_BYTES:  # the time of the write before: clocks are coarse
+            os.utime(path, ns=(0, clock[0]))
+
+    monkeypatch.setattr(RandomAccessFile, "sync", stop_the_clock)
+    monkeypatch.setattr(RandomAccessFile, "write", write_at_once)
     at_the_turn(monkeypatch, open_and_read)
     MlaArray(path, mode="r+").write(BOX, NEW)
     for reader in readers:
@@ -441,9 +453,8 @@ def test_who_holds_their_lock_is_waited_for_and_then_named(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = hold_theirs(path)
-    patient = frame_edit.frame_lock
     with theirs.schunk.holding_lock(), monkeypatch.context() as patch:
-        patch.setattr(frame_edit, "frame_lock", partial(patient, wait_seconds=0.05))
+        patch.setattr(frame_edit, "frame_lock", partial(frame_lock, wait_seconds=0.05))
         with pytest.raises(TargetBusy, match=r"e\.mla\.b2lock.*locking=True.*holding_lock"):
             MlaArray(path, mode="r+").write(BOX, NEW)
     MlaArray(path, mode="r+").write(BOX, NEW)
@@ -501,6 +512,20 @@ def test_a_lock_file_that_is_waited_for_stays(path: Path) -> None:
         pass
 
 
+def test_holders_are_counted_where_theirs_are(plain: Path) -> None:
+    def count() -> int:
+        return int.from_bytes(plain.with_name("e.b2nd.b2lock").read_bytes()[8:16], sys.byteorder)
+
+    theirs = hold_theirs(plain)
+    theirs[0, 0] = 1
+    before = count()
+    assert before > 0
+    with frame_lock(str(plain)):
+        assert count() == before + 1
+    MlaArray(plain, mode="r+")[0, 0] = 2
+    assert count() == before + 2
+
+
 def test_a_link_is_no_lock_file(path: Path) -> None:
     victim = path.with_name("victim")
     victim.write_bytes(b"important text of somebody")
@@ -520,6 +545,7 @@ def test_a_child_forked_during_an_edit_keeps_no_lock_and_reads(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     array = MlaArray(path, mode="r+")
+    path.with_name("e.mla.b2lock").touch()  # so that it is one file all the time
     children: list[int] = []
     here, there = os.pipe()
 
@@ -527,8 +553,9 @@ def test_a_child_forked_during_an_edit_keeps_no_lock_and_reads(
         if child := os.fork():
             children.append(child)
             return
-        os.read(here, 1)  # holds a copy of every descriptor until the edit is done
         try:
+            signal.alarm(SECONDS)  # a lock that nobody gives back kills it
+            os.read(here, 1)  # holds a copy of every descriptor until the edit is done
             found = MlaArray(path)[...]
             with pytest.raises(SourceChanged):
                 array[...]
@@ -538,8 +565,11 @@ def test_a_child_forked_during_an_edit_keeps_no_lock_and_reads(
 
     # In another thread: of the child's locks one is then held by nobody who is there.
     at_the_turn(monkeypatch, lambda: run_in_thread(fork))
-    array.write(BOX, NEW)
-    with owned(str(path)), frame_lock(str(path), wait_seconds=0):
+    try:
+        array.write(BOX, NEW)
+        with owned(str(path)), frame_lock(str(path), wait_seconds=0):
+            pass
+    finally:
         os.write(there, b"x")
     (child,) = children
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

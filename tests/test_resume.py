@@ -1,28 +1,21 @@
-"""Writes that die, at any point and in any way: nothing half is ever seen, nothing done is lost."""
+"""Writes that fail and are resumed, in any order: nothing half is ever seen, nothing is redone."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import random
-import resource
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import dask.config
-import mlarray
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -36,16 +29,14 @@ from mlarray_xr.planning.write_plan import Parts
 from mlarray_xr.storage import encode
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.staging import _this_process
-from tests.paced_source import LAYOUT, N_PARTS, PacedSource, lazy, small_parts
+from tests.write_kit import check_file, folder_of, names_in, segments_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-ROOT = Path(__file__).parents[1]
 HEX = "0123456789abcdef" * 2
-HANGS_AFTER_SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
@@ -68,25 +59,6 @@ def order_by_place(graph: dict[Any, Any]) -> dict[Any, int]:
     """Return the order of tasks: Dask's own depends on their names, which are random here."""
     places = sorted(graph, key=lambda key: key[1:] if isinstance(key, tuple) else ())
     return {key: number for number, key in enumerate(places)}
-
-
-def segments_in(target: Path) -> list[Path]:
-    return sorted(folder_of(target).glob("*.seg"))
-
-
-def folder_of(target: Path) -> Path:
-    return target.with_name(target.name + ".parts")
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def check_file(path: Path, values: NDArray[Any]) -> None:
-    """Compare a file with an array, as read by this package and by the reference package."""
-    assert mlarray_xr.verify(path).state == "ok"
-    np.testing.assert_array_equal(mlarray_xr.MlaArray(path)[...], values)
-    np.testing.assert_array_equal(mlarray.MLArray.open(str(path))[...], values)
 
 
 # Every order of failing, damaging, resuming and starting over
@@ -383,208 +355,3 @@ def subprocess_that_ended() -> int:
 
 TestInterruptedWrites = InterruptedWrites.TestCase
 TestInterruptedWrites.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)
-
-
-# Processes that are killed
-
-killing = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-OLD = np.full((5, 6), 7, np.int16)
-VALUES = (np.arange(np.prod(PacedSource.shape), dtype="<i4") // 3).reshape(PacedSource.shape)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for a state that is bound to come."""
-    deadline = time.monotonic() + HANGS_AFTER_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it hangs"
-        time.sleep(0.002)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> PacedSource:
-    (tmp_path / "notes").mkdir()
-    return PacedSource(str(tmp_path / "notes"))
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / "a.mla"
-
-
-class Writer:
-    """A write in processes of its own."""
-
-    def __init__(self, source: PacedSource, target: Path, scheduler: str | None, **options: Any):
-        asked = {"folder": source.folder, "target": str(target), "scheduler": scheduler}
-        command = "from tests.paced_source import main; main()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", command, json.dumps({**asked, "options": options})],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            start_new_session=True,
-        )
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def kill(self) -> None:
-        """End all processes of the write at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def outcome(self) -> str:
-        """Wait for the end, and return what was said of it."""
-        return self.process.communicate(timeout=HANGS_AFTER_SECONDS)[0].strip()
-
-
-def complete_file(folder: Path, source: PacedSource, **options: Any) -> bytes:
-    """Return the file of a write that nobody disturbs; the notes of it are removed."""
-    path = folder / "undisturbed.mla"
-    mlarray_xr.to_mla(lazy(source), path, **LAYOUT, **options)
-    forget_notes(source)
-    return path.read_bytes()
-
-
-def forget_notes(source: PacedSource) -> None:
-    for note in Path(source.folder).glob("[0-9]*"):
-        note.unlink()
-
-
-def resume_after_kill(source: PacedSource, target: Path) -> None:
-    """Go on with what was left, in this process; only what is missing may be computed."""
-    left = {int(path.name.partition(".")[0]) for path in segments_in(target)}
-    forget_notes(source)
-    source.allow(None)
-    report = mlarray_xr.to_mla(lazy(source), target, mode="w", resume=True, **LAYOUT)
-    assert sorted(part for part, _ in source.taken()) == sorted(set(range(N_PARTS)) - left)
-    assert report.n_resumed_chunks == len(left)  # a part is a chunk
-
-
-@killing
-@pytest.mark.parametrize("scheduler", ["cluster", "processes", None])
-@pytest.mark.parametrize("point", ["while parts are computed", "at any time"])
-def test_a_killed_write_leaves_the_old_file_or_the_new_one(
-    tmp_path: Path, source: PacedSource, target: Path, scheduler: str | None, point: str
-) -> None:
-    new = complete_file(tmp_path, source)
-    mlarray_xr.to_mla(OLD, target)
-    old = target.read_bytes()
-    chance = random.SystemRandom()
-    n_done = chance.randrange(1, N_PARTS - 2)
-    held = point == "while parts are computed"
-    source.allow(n_done if held else None)
-    with Writer(source, target, scheduler, mode="w", resume=True) as writer:
-        if held:
-            wait_until(lambda: len(segments_in(target)) >= n_done)
-            assert target.read_bytes() == old
-        else:
-            wait_until(lambda: len(segments_in(target)) >= n_done or target.read_bytes() != old)
-            time.sleep(chance.random() / 20)
-        writer.kill()
-    found = target.read_bytes()
-    assert found == old or (found == new and not held)
-    is_left = folder_of(target).exists()
-    assert is_left or found == new
-    if is_left:
-        assert {path.suffix for path in folder_of(target).iterdir()} <= {".json", ".seg", ".tmp"}
-        resume_after_kill(source, target)
-    assert target.read_bytes() == new
-    assert names_in(target.parent) == ["a.mla"]
-    check_file(target, VALUES)
-
-
-@killing
-def test_workers_that_outlive_their_client_do_no_harm(
-    tmp_path: Path, source: PacedSource, target: Path
-) -> None:
-    new = complete_file(tmp_path, source)
-    source.allow(5)
-    with Writer(source, target, "cluster", resume=True) as writer:
-        wait_until(lambda: len(segments_in(target)) == 5 and len(source.taken()) == 7)
-        writer.process.kill()
-        writer.process.wait()
-        # Two tasks wait in the workers; they go on while this process resumes.
-        source.allow(None)
-        mlarray_xr.to_mla(lazy(source), target, resume=True, **LAYOUT)
-        assert target.read_bytes() == new
-        check_file(target, VALUES)
-    assert target.read_bytes() == new
-
-
-@killing
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_new_writer_takes_over_from_a_killed_one(
-    tmp_path: Path, source: PacedSource, target: Path, resume: bool
-) -> None:
-    source.allow(4)
-    with Writer(source, target, None, resume=resume) as writer:
-        wait_until(lambda: len(source.taken()) > 4)
-        with pytest.raises(TargetBusy, match=f"process {writer.process.pid} on"):
-            mlarray_xr.to_mla(lazy(source), target, **LAYOUT)
-        writer.kill()
-    assert not target.exists()
-    forget_notes(source)
-    source.allow(None)
-    report = mlarray_xr.to_mla(source, target, **LAYOUT)
-    assert report.n_resumed_chunks == 0
-    assert sorted(part for part, _ in source.taken()) == list(range(N_PARTS))
-    assert names_in(target.parent) == ["a.mla"]
-    check_file(target, VALUES)
-
-
-@killing
-def test_a_worker_that_is_killed_is_replaced(
-    tmp_path: Path, source: PacedSource, target: Path
-) -> None:
-    from distributed import Client, LocalCluster
-
-    new = complete_file(tmp_path, source)
-    source.allow(6)
-    addresses = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, **addresses) as cluster,
-        Client(cluster, set_as_default=False) as client,
-        client.as_current(),
-    ):
-        done = client.compute(mlarray_xr.to_mla(lazy(source), target, compute=False, **LAYOUT))
-        wait_until(lambda: len(source.taken()) == 8 and len(segments_in(target)) == 6)
-        killed = source.taken()[-1][1]
-        os.kill(killed, signal.SIGKILL)
-        source.allow(None)
-        report = done.result(timeout=HANGS_AFTER_SECONDS)
-    taken = [part for part, _ in source.taken()]
-    assert set(taken) == set(range(N_PARTS))
-    assert len(taken) > N_PARTS
-    assert report.n_chunks == N_PARTS
-    assert target.read_bytes() == new
-    assert names_in(target.parent) == ["a.mla"]
-    check_file(target, VALUES)
-
-
-# Two writers
-
-
-@killing
-def test_of_two_writers_one_succeeds(source: PacedSource, target: Path) -> None:
-    source.allow(0)
-    with Writer(source, target, None) as first, Writer(source, target, None) as second:
-        both = [first, second]
-        wait_until(lambda: any(writer.process.poll() is not None for writer in both))
-        wait_until(lambda: source.taken())
-        loser, winner = sorted(both, key=lambda writer: writer.process.poll() is None)
-        said = loser.outcome()
-        assert said.startswith(f"TargetBusy: {target}: process {winner.process.pid} on ")
-        assert repr(socket.gethostname()) in said
-        assert not target.exists()
-        source.allow(None)
-        assert winner.outcome() == "done: 0 resumed"
-    assert names_in(target.parent) == ["a.mla"]
-    check_file(target, VALUES)

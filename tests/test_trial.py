@@ -384,3 +384,11 @@ def test_values_of_any_strides_are_tried_alike() -> None:
     turned = values.transpose(2, 1, 0).copy().transpose(2, 1, 0)
     assert not turned.flags.c_contiguous
     assert choose_codec(turned, chunks=32, blocks=16) == choose_codec(values, chunks=32, blocks=16)
+
+
+def test_a_choice_is_a_codec_to_write_with(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).integers(0, 60, (40, 40, 40), np.int16)
+    choice = choose_codec(values, prefer="size")
+    report = to_mla(values, tmp_path / "a.mla", codec=choice)
+    assert (report.codec, report.choice) == (choice.codec, choice)
+    assert str(choice) in str(report)

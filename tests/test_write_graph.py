@@ -125,6 +125,17 @@ def test_bytes_depend_on_the_parts_alone(
     assert len(names_in(tmp_path)) == len(files)
 
 
+def test_bytes_do_not_depend_on_the_number_of_cores(tmp_path: Path) -> None:
+    before = blosc2.set_nthreads(1)
+    try:
+        mlarray_xr.to_mla(VALUES, tmp_path / "one.mla", **LAYOUT)
+        blosc2.set_nthreads(3)
+        mlarray_xr.to_mla(VALUES, tmp_path / "three.mla", **LAYOUT)
+    finally:
+        blosc2.set_nthreads(before)
+    assert (tmp_path / "one.mla").read_bytes() == (tmp_path / "three.mla").read_bytes()
+
+
 @pytest.mark.parametrize("method", ["tasks", "p2p"])
 @pytest.mark.parametrize("compute", [True, False])
 def test_rechunking_before_the_write(

@@ -232,7 +232,7 @@ def _convert_all(
                 progress(done, total)
     for number, case in enumerate(cases):
         if number not in results:
-            shown = share_of(progress, begin=done, length=case.nbytes, total=total)
+            shown = share_of(progress, begin=done, length=case.nbytes, overall=total)
             results[number] = attempt(case, recipe=recipe, keeps=resume, progress=shown)
             done += case.nbytes
             if progress is not None:

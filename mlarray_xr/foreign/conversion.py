@@ -160,7 +160,7 @@ def _export(
     array = cast("MlaArray", opened(case, scratch_dir=None, dataset=None).values)
     n = int(array.info()["n_chunks"])
     steps = 2 if recipe.verify else 1
-    shown = share_of(progress, begin=0, length=n, total=steps * n)
+    shown = share_of(progress, begin=0, length=n, overall=steps * n)
     written.write_image(array, case.target, mode=mode, progress=shown)
     if not recipe.verify:
         return
@@ -171,7 +171,7 @@ def _export(
             Comparison(source=array, target=found, order=order),
             chunks=array.chunks,
             memory_limit=recipe.memory_limit,
-            progress=share_of(progress, begin=n, length=n, total=steps * n),
+            progress=share_of(progress, begin=n, length=n, overall=steps * n),
         )
     if box is not None:
         raise ConversionError(
@@ -201,5 +201,6 @@ def _no_way(source: str, target: str) -> str:
     return (
         f"{source} -> {target}: no way between the two. To fix: convert to .mla from "
         f"{', '.join(read)}, a folder of DICOM slices or numbered TIFF files; or from "
-        f"{', '.join(MLA.suffixes)} to {', '.join(written)}"
+        f"{', '.join(MLA.suffixes)} to {', '.join(written)}. A folder of images is for "
+        "mlarray_xr.foreign.collection.convert_folder, or mla convert FOLDER FOLDER"
     )

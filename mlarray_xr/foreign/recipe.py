@@ -83,7 +83,7 @@ class Recipe:
         found = recorded_origin(case.target) if exists and resume else None
         step = plan_step(origin, found, exists=exists, overwrite=overwrite, resume=resume)
         if step == "refuse":
-            why = f", and is no conversion of {case.source}" if resume else ""
+            why = f", and does not say that it was made of {case.source}" if resume else ""
             raise FileExistsError(
                 f"{case.target}: the file exists{why}. To fix: (1) mode='w' (mla convert "
                 "--overwrite) replaces it; (2) choose another name"
@@ -138,7 +138,7 @@ class Recipe:
             )
             if self.verify:
                 n = report.n_chunks
-                compared = share_of(progress, begin=n, length=n, total=2 * n)
+                compared = share_of(progress, begin=n, length=n, overall=2 * n)
                 self._check_written(image.values, case, compared)
         return report
 
@@ -196,23 +196,25 @@ def opened(case: Case, *, scratch_dir: str | None, dataset: str | None) -> Forei
         ) from error
 
 
-def share_of(progress: Progress | None, *, begin: int, length: int, total: int) -> Progress | None:
+def share_of(
+    progress: Progress | None, *, begin: int, length: int, overall: int
+) -> Progress | None:
     """Return what tells a callback of the progress of one step among several.
 
     Parameters
     ----------
     progress
-        Called with what is done and the total; None is told nothing.
+        Called with what is done and the overall count; None is told nothing.
     begin
         What was done before the step.
     length
         What the step adds.
-    total
-        Of all steps.
+    overall
+        What all steps add.
 
     Examples
     --------
-    >>> tell = share_of(print, begin=100, length=50, total=200)
+    >>> tell = share_of(print, begin=100, length=50, overall=200)
     >>> tell(1, 2)
     125 200
     """
@@ -220,8 +222,8 @@ def share_of(progress: Progress | None, *, begin: int, length: int, total: int) 
         return None
     tell = progress
 
-    def share(done: int, all_done: int) -> None:
-        tell(begin + length * done // max(1, all_done), total)
+    def share(done: int, total: int) -> None:
+        tell(begin + length * done // max(1, total), overall)
 
     return share
 

@@ -87,7 +87,7 @@ class Canvas(Shaped):
             raise LayoutError(msg)
         self._batch = _PER_THREAD * threads
         self._lock = threading.Lock()
-        # By number, the one written last at the end.
+        # By number, the one written last at the end. Of these nothing else counts.
         self._decoded: OrderedDict[int, tuple[Box, NDArray[Any]]] = OrderedDict()
         self._decoded_bytes = 0
         self._encoded: dict[int, NDArray[Any]] = {}
@@ -238,7 +238,6 @@ class Canvas(Shaped):
             self._load(number, chunk)
         self._decoded[number] = piece.box, chunk
         self._decoded_bytes += chunk.nbytes
-        self._encoded.pop(number, None)
         return chunk
 
     def _load(self, number: int, out: NDArray[Any]) -> NDArray[Any]:

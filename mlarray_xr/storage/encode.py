@@ -115,7 +115,7 @@ class FramePlan:
 
         itemsize = self.dtype.itemsize
         blocksize = math.prod(self.layout.blocks) * itemsize
-        return blosc2.CParams(**self.codec.cparams(itemsize), blocksize=blocksize)
+        return blosc2.CParams(**self.codec.cparams(itemsize, dtype=self.dtype), blocksize=blocksize)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +165,10 @@ def encode_part(values: NDArray[Any], box: Box, plan: FramePlan) -> Iterator[Enc
         entry = np.zeros((), entry_dtype)
         entry["number"] = number
         with released_gil():
-            tile(values[inside], tiles, chunks=plan.layout.chunks, blocks=plan.layout.blocks)
-            data = _encode_chunk(values[inside], tiles, params, entry)
+            # Of a lossy codec: range, checksum and file are of the values that will be read.
+            chunk = plan.codec.truncated(values[inside])
+            tile(chunk, tiles, chunks=plan.layout.chunks, blocks=plan.layout.blocks)
+            data = _encode_chunk(chunk, tiles, params, entry)
         yield EncodedChunk(entry=entry, data=data)
 
 

@@ -1,4 +1,4 @@
-"""An array that notes, on disk, what is taken of it, and can be held back: from any process."""
+"""Writes to be watched from outside: what is taken of an array, and what is on disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import dask.config
+import mlarray
 import numpy as np
 
 import mlarray_xr
@@ -22,7 +23,19 @@ from mlarray_xr.planning import write_plan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EXTENTS", "LAYOUT", "N_PARTS", "SHAPE", "PacedSource", "lazy", "small_parts"]
+__all__ = [
+    "EXTENTS",
+    "LAYOUT",
+    "N_PARTS",
+    "SHAPE",
+    "PacedSource",
+    "check_file",
+    "folder_of",
+    "lazy",
+    "names_in",
+    "segments_in",
+    "small_parts",
+]
 
 SHAPE = (48, 40, 36)
 LAYOUT: dict[str, Any] = {"chunks": (8, 20, 36), "blocks": (4, 10, 12), "codec": "lz4-1"}
@@ -47,7 +60,7 @@ class PacedSource:
 
     def __getitem__(self, key: Any) -> NDArray[np.int32]:
         whole = np.arange(self.size, dtype=self.dtype).reshape(self.shape)
-        values = (whole // 3)[key]
+        values: NDArray[np.int32] = (whole // 3)[key]
         if values.size:
             rank = self._note(json.dumps({"first": int(values.flat[0]) * 3, "pid": os.getpid()}))
             gate = Path(self.folder, "gate")
@@ -105,6 +118,25 @@ def lazy(source: PacedSource) -> Any:
     return da.from_array(source, chunks=EXTENTS, name=repr("paced"))
 
 
+def segments_in(target: Path) -> list[Path]:
+    return sorted(folder_of(target).glob("*.seg"))
+
+
+def folder_of(target: Path) -> Path:
+    return target.with_name(target.name + ".parts")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def check_file(path: Path, values: NDArray[Any]) -> None:
+    """Compare a file with an array, as read by this package and by the reference package."""
+    assert mlarray_xr.verify(path).state == "ok"
+    np.testing.assert_array_equal(mlarray_xr.MlaArray(path)[...], values)
+    np.testing.assert_array_equal(mlarray.MLArray.open(str(path))[...], values)
+
+
 def small_parts() -> None:
     """Make parts of one chunk, and take the chunks of small Dask arrays as they are."""
     write_plan._PART_BYTES, write_plan._SMALLEST_BYTES = 1, 0
@@ -114,6 +146,10 @@ def main() -> None:
     """Write as the JSON on the command line asks, and print how that ended."""
     asked = json.loads(sys.argv[1])
     small_parts()
+    if asked["most_bytes"] is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["most_bytes"],) * 2)
     source = PacedSource(asked["folder"])
     subject: Any = source if asked["scheduler"] is None else lazy(source)
     with contextlib.ExitStack() as stack:
