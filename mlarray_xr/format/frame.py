@@ -150,12 +150,14 @@ def header_length(first: bytes, *, file_size: int, name: str) -> int:
     name
         What to call the file in errors.
     """
+    count = len(_FIRST_BYTES)
     if not first.startswith(_FIRST_BYTES):
+        is_cut = first and _FIRST_BYTES.startswith(first[:count])
         msg = (
-            f"{name}: not an .mla file: it holds {file_size} bytes and starts with "
-            f"{first[:8].hex(' ') or 'nothing'} where a Blosc2 frame starts with "
-            f"{_FIRST_BYTES[:8].hex(' ')}. To fix: (1) check the path; (2) convert other formats "
-            "with `mla convert`"
+            f"{name}: not {'the whole of ' if is_cut else ''}an .mla file: it holds {file_size} "
+            f"bytes and starts with {first[:count].hex(' ') or 'nothing'} where a Blosc2 frame "
+            f"starts with {_FIRST_BYTES.hex(' ')}. To fix: (1) check the path; (2) convert other "
+            "formats with `mla convert`"
         )
         raise FormatError(msg)
     cursor = Cursor(first, position=len(_FIRST_BYTES), what=name)

