@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from mlarray_xr.dask_write import (
     watched,
     write_graph,
 )
+from mlarray_xr.planning.write_plan import recut
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.job import WriteJob, identity_of
 from mlarray_xr.storage.read_pool import available_threads
@@ -193,7 +194,7 @@ def claim_write(
     TargetBusy
         When another writer is at work on the target.
     ConversionError
-        When there is nothing to resume but another write.
+        When there is nothing to resume but another write, or one whose record is damaged.
     """
     if resume and token is None:
         token = subject.token()
@@ -201,16 +202,22 @@ def claim_write(
     staging, recorded = claim(
         target, {"fingerprint": fingerprint, "parts": parts.extents}, resume=resume
     )
-    job = WriteJob(
-        staging=staging,
-        plan=plan,
-        parts=replace(parts, extents=tuple(map(tuple, recorded["parts"]))),
-        metadata=metadata,
-        overwrite=overwrite,
-        before=identity_of(target),
-        into=into,
-    )
-    found = job.segments_found(check=True) if resume else {}
+    try:
+        job = WriteJob(
+            staging=staging,
+            plan=plan,
+            parts=recut(
+                parts, recorded.get("parts"), chunks=plan.layout.chunks, folder=staging.folder
+            ),
+            metadata=metadata,
+            overwrite=overwrite,
+            before=identity_of(target),
+            into=into,
+        )
+        found = job.segments_found(check=True) if resume else {}
+    except BaseException:
+        (staging.release if resume else staging.remove)()
+        raise
     return PreparedWrite(
         subject=subject,
         job=job,

@@ -17,9 +17,11 @@ __all__ = [
     "Stored",
     "boxes",
     "dtypes",
+    "filled_boxes",
     "isel_of",
     "keys",
     "layouts",
+    "mixed_shapes",
     "shapes",
     "stored",
     "values_of",
@@ -51,6 +53,13 @@ def shapes(
     return st.lists(side, min_size=min_dims, max_size=max_dims).map(tuple)
 
 
+def mixed_shapes() -> st.SearchStrategy[Shape]:
+    """Draw shapes up to 5-D; as most of many axes hold an empty one, every other is of none."""
+    return st.one_of(
+        shapes(max_dims=5, max_side=7), shapes(min_dims=1, max_dims=3, min_side=4, max_side=12)
+    )
+
+
 def values_of(shape: Shape, dtype: np.dtype[Any], seed: int) -> NDArray[Any]:
     """Fill an array so that neighbours differ and no element is more likely than another."""
     numbers = np.random.default_rng(seed).integers(0, 100, shape)
@@ -79,6 +88,14 @@ def stored(
 def boxes(draw: st.DrawFn, shape: Shape) -> tuple[tuple[int, int], ...]:
     pairs = [sorted((draw(st.integers(0, n)), draw(st.integers(0, n)))) for n in shape]
     return tuple((start, stop) for start, stop in pairs)
+
+
+@st.composite
+def filled_boxes(draw: st.DrawFn, shape: Shape) -> tuple[tuple[int, int], ...]:
+    """Draw boxes that are empty only where the shape is."""
+    starts = [draw(st.integers(0, max(n - 1, 0))) for n in shape]
+    stops = [draw(st.integers(min(a + 1, n), n)) for a, n in zip(starts, shape, strict=True)]
+    return tuple(zip(starts, stops, strict=True))
 
 
 @st.composite

@@ -6,13 +6,16 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import blosc2
@@ -30,7 +33,6 @@ from tests.test_edit import BOX, NEW, SHAPE, VALUES, assert_sound, edited, names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -492,22 +494,38 @@ for row in range(1, 20, 2):
     np.testing.assert_array_equal(blosc2.open(str(plain), mode="r")[...], expected)
 
 
-def test_a_lock_file_that_is_waited_for_stays(path: Path) -> None:
-    begun = threading.Event()
+def test_one_holder_at_a_time_though_the_file_comes_and_goes(path: Path) -> None:
+    inside: list[int] = []
 
-    def wait() -> None:
-        begun.set()
+    def hold(number: int) -> bool:
         with frame_lock(str(path)):
-            pass
+            inside.append(number)
+            time.sleep(0.001)
+            is_alone = inside == [number]
+            inside.remove(number)
+        return is_alone
 
-    name = path.with_name("e.mla.b2lock")
-    waiter = threading.Thread(target=wait)
-    with frame_lock(str(path)):
-        assert name.exists()
-        waiter.start()
-        begun.wait(SECONDS)
-    waiter.join(SECONDS)
-    assert not waiter.is_alive()
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(hold, range(100)))
+
+
+@linux_only
+def test_a_lock_file_that_is_waited_for_stays(path: Path) -> None:
+    import fcntl
+
+    name, deadline = path.with_name("e.mla.b2lock"), time.monotonic() + SECONDS
+    with contextlib.ExitStack() as stack:
+        with frame_lock(str(path)):
+            theirs = stack.enter_context(name.open("rb"))
+            waiter = threading.Thread(target=fcntl.flock, args=(theirs, fcntl.LOCK_EX))
+            waiter.start()
+            inode = f":{os.fstat(theirs.fileno()).st_ino} "
+            while not re.search(f"->.*{inode}", Path("/proc/locks").read_text()):
+                assert time.monotonic() < deadline
+        waiter.join(SECONDS)
+        # They never look at the name again: were it another file, others would not see this lock.
+        with pytest.raises(TargetBusy), frame_lock(str(path), wait_seconds=0):
+            pass
     with frame_lock(str(path), wait_seconds=0):
         pass
 

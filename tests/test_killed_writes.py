@@ -326,14 +326,16 @@ def test_a_full_disk_keeps_the_old_file_and_what_is_done(tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert not done.stderr
     results = json.loads(done.stdout)
-    for (_, resume, room), result in zip(cases, results, strict=True):
+    for (is_lazy, resume, room), result in zip(cases, results, strict=True):
         said, is_old, left, n_segments, n_resumed, names, values = result
-        assert "No space left on device" in said
+        assert "No space left on device: " in said
+        assert "/a.mla" in said
         assert is_old
         assert left == (["a.mla", "a.mla.parts"] if resume and room else ["a.mla"])
         expected = {0: {0}, 80_000: set(range(1, N_PARTS)), 200_000: {N_PARTS}}[room]
         assert n_segments in (expected if resume else {0})
-        assert n_resumed == n_segments
+        # Tasks that were under way in Dask's threads end after the error.
+        assert n_segments <= n_resumed if is_lazy else n_segments == n_resumed
         assert names == ["a.mla"]
         assert values == VALUES.tolist()
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from operator import index
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlarray_xr.errors import LayoutError
+from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.planning.grid import plan_part
 
 if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Layout
 
-__all__ = ["Parts", "check_chunk_borders", "parse_bytes", "plan_parts"]
+__all__ = ["Parts", "check_chunk_borders", "parse_bytes", "plan_parts", "recut"]
 
 # Large enough that a scheduler's 3 ms per task vanish, small enough for any worker.
 _PART_BYTES = 128 << 20
@@ -24,8 +25,8 @@ _LARGEST_BYTES = 256 << 20
 _SMALLEST_BYTES = 16 << 20
 # A part in memory, what it was made from, and its compressed chunks.
 _COPIES = 3
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +175,45 @@ def plan_parts(
     return Parts(extents=extents, in_flight=in_flight, itemsize=itemsize)
 
 
+def recut(parts: Parts, extents: Any, *, chunks: tuple[int, ...], folder: str) -> Parts:
+    """Return the parts of an earlier write of the same array, by the record it left.
+
+    Parameters
+    ----------
+    parts
+        How the array would be cut now.
+    extents
+        What was recorded, which may be damaged.
+    chunks
+        Chunks of the file.
+    folder
+        Where the record is, for errors.
+
+    Raises
+    ------
+    ConversionError
+        When the record is damaged.
+
+    Examples
+    --------
+    >>> parts = Parts(extents=((4, 2), (6,)), in_flight=2, itemsize=1)
+    >>> recut(parts, [[2, 2, 2], [6]], chunks=(2, 3), folder="a.mla.parts").grid
+    (3, 1)
+    """
+    try:
+        found = tuple(tuple(map(index, along)) for along in extents)
+        is_sound = is_aligned(found, chunks) and all(
+            sum(along) == sum(now) and (min(along, default=0) > 0 or along == (0,))
+            for along, now in zip(found, parts.extents, strict=True)
+        )
+    except (TypeError, ValueError, ZeroDivisionError):
+        is_sound = False
+    if not is_sound:
+        msg = f"{folder}: the record of the write is damaged. To fix: resume=False starts over"
+        raise ConversionError(msg)
+    return replace(parts, extents=found)
+
+
 def is_aligned(source_chunks: tuple[tuple[int, ...], ...], chunks: tuple[int, ...]) -> bool:
     """Tell whether no border of a Dask array's chunks lies inside a chunk of the file."""
     return all(
@@ -238,7 +278,7 @@ def parse_bytes(amount: int | str) -> int:
     """
     number, factor = amount, 1
     if isinstance(amount, str):
-        text = amount.strip()
+        text = amount.strip().lower()
         unit = next((u for u in sorted(_UNITS, key=len, reverse=True) if text.endswith(u)), "")
         number, factor = text.removesuffix(unit).strip(), _UNITS.get(unit, 1)
     try:

@@ -168,7 +168,8 @@ def encode_part(values: NDArray[Any], box: Box, plan: FramePlan) -> Iterator[Enc
         )
         entry = np.zeros((), entry_dtype)
         entry["number"] = number
-        chunk = whole[(*map(slice, box_shape(piece)), ...)]
+        corner: tuple[Any, ...] = (*map(slice, box_shape(piece)), ...)
+        chunk = whole[corner]
         with released_gil():
             chunk[...] = values[inside]
             # Of a lossy codec: range, checksum and file are of the values that will be read.

@@ -23,6 +23,7 @@ from mlarray_xr.errors import SourceChanged
 from mlarray_xr.storage.editable import EditableFrame
 from mlarray_xr.storage.encode import encode_index
 from mlarray_xr.storage.frame_lock import frame_lock
+from mlarray_xr.storage.publication import naming
 from mlarray_xr.storage.random_access import RandomAccessFile
 from mlarray_xr.storage.segments import copy_segment
 
@@ -71,7 +72,8 @@ def editing(source: LocalSource) -> Iterator[FrameEdit]:
         source.check_stat(file.stat())
         edit = FrameEdit(file, EditableFrame(file, source), source)
         try:
-            yield edit
+            with naming(target):
+                yield edit
         except BaseException:
             edit.undo()
             raise

@@ -8,6 +8,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from mlarray_xr.storage.publication import naming
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -20,7 +22,9 @@ def read_record(path: str) -> dict[str, Any] | None:
     """Return a record; None when it is not there or not whole."""
     try:
         with open(path, "rb") as file:
-            found = json.loads(file.read(_MAX_BYTES))
+            if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+                return None
+            found = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -66,7 +70,7 @@ def _temporary(path: str, record: Mapping[str, Any]) -> Iterator[str]:
     """Write a record under another name, which is gone when the block ends."""
     name = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(name, "x", encoding="utf-8") as file:
+        with naming(path), open(name, "x", encoding="utf-8") as file:
             json.dump(record, file)
         yield name
     finally:

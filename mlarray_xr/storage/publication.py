@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import uuid
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_target", "published"]
+__all__ = ["check_target", "naming", "published"]
+
+# No space, over quota, larger than files may be.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_target(path: str, *, overwrite: bool) -> tuple[str, str]:
@@ -75,7 +79,7 @@ def published(
     # Without the target's name: a name of the greatest length leaves no room for a suffix.
     temporary = os.path.join(temporary_folder or folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "x+b") as file:
+        with naming(path), open(temporary, "x+b") as file:
             yield file
             file.flush()
             if overwrite and os.path.exists(path):
@@ -91,6 +95,17 @@ def published(
             os.fsync(entry)
         finally:
             os.close(entry)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Put a file's name on errors that say that the disk is full and not which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = path
+        raise
 
 
 def _rename(temporary: str, path: str, *, overwrite: bool) -> None:

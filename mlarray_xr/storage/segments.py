@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlarray_xr.storage.publication import naming
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -90,7 +92,7 @@ def write_segment(
     entries: list[NDArray[Any]] = []
     position = 0
     try:
-        with open(temporary, "xb") as file:
+        with naming(path), open(temporary, "xb") as file:
             for chunk in chunks:
                 entry = chunk.entry.copy()
                 entry["offset"] = position

@@ -251,10 +251,13 @@ def _busy(folder: str, target: str) -> TargetBusy:
     """Return the error for a target that somebody else is writing."""
     owner = read_record(os.path.join(folder, _OWNER)) or {}
     who = "somebody, whose record cannot be read,"
+    wait = "wait"
     if "pid" in owner:
         who = f"process {owner['pid']} on {owner.get('host')!r}"
+        if {**_this_process(), "claim_id": owner.get("claim_id")} == owner:
+            wait = "that is this process: compute the Delayed that it has, or wait"
     return TargetBusy(
-        f"{target}: {who} is writing it. To fix: (1) wait; (2) if nobody is for certain, remove "
+        f"{target}: {who} is writing it. To fix: (1) {wait}; (2) if nobody is for certain, remove "
         f"the folder {folder}"
     )
 
