@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -75,7 +75,7 @@ class FrameWriter:
         ValueError
             When a chunk was added before.
         """
-        is_first = True
+        is_first, begin = True, self._file.tell()
         for chunk in chunks:
             entry = chunk.entry.copy()
             if chunk.data:
@@ -86,6 +86,8 @@ class FrameWriter:
                 self._file.write(chunk.data)
                 self._payload_len += len(chunk.data)
             self._record(entry.reshape(1))
+        self._file.flush()
+        _begin_to_write_back(self._file.fileno(), begin, self._file.tell())
 
     def adopt(self, segments: Sequence[Segment]) -> None:
         """Add the chunks of segments, in order of their parts; copied by several threads.
@@ -107,11 +109,8 @@ class FrameWriter:
                 self._payload_len += segment.payload_bytes
             self._record(entries)
         self._file.flush()
-        copy = partial(copy_segment, target=self._file.fileno(), page_bytes=self._page_bytes)
         with ThreadPoolExecutor(min(available_threads(), len(copies) or 1)) as pool:
-            for job in [
-                pool.submit(copy, segment, position=position) for segment, position in copies
-            ]:
+            for job in [pool.submit(self._copy, segment, position) for segment, position in copies]:
                 job.result()
         self._file.seek(len(self._header) + self._payload_len)
 
@@ -151,6 +150,12 @@ class FrameWriter:
         self._file.flush()
         self._read_back()
         return total
+
+    def _copy(self, segment: Segment, position: int) -> None:
+        """Copy the payload of a segment to its place."""
+        target = self._file.fileno()
+        copy_segment(segment, target=target, position=position, page_bytes=self._page_bytes)
+        _begin_to_write_back(target, position, position + segment.payload_bytes)
 
     def _turn_page(self) -> int:
         """Move on to the next page, and return how many bytes that leaves unused."""
@@ -215,6 +220,15 @@ def _integrity(plan: FramePlan, table: NDArray[Any], *, payload_len: int) -> Int
         else None,
         writer=f"mlarray_xr {version('mlarray-xr')}",
     )
+
+
+def _begin_to_write_back(descriptor: int, start: int, stop: int) -> None:
+    """Have the system bring a range to disk already; `fsync` at the end then waits for less.
+
+    Linux does that when it is told that a range is not needed. It keeps what is not on disk yet.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def _template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[bytes, bytes]:
