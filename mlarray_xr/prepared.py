@@ -22,6 +22,7 @@ from mlarray_xr.dask_write import (
 from mlarray_xr.planning.write_plan import recut
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.job import WriteJob, identity_of
+from mlarray_xr.storage.joining import forget_prefix
 from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.staging import claim
 
@@ -90,6 +91,7 @@ class PreparedWrite:
     def give_up(self) -> None:
         """Remove the staging folder, or leave it for a later write to resume."""
         if self.keeps:
+            forget_prefix(self.job.staging)  # only segments are resumed, and disks may be full
             self.job.staging.release()
         else:
             self.job.staging.remove()
@@ -214,6 +216,8 @@ def claim_write(
             before=identity_of(target),
             into=into,
         )
+        if resume:
+            forget_prefix(staging)
         found = job.segments_found(check=True) if resume else {}
     except BaseException:
         (staging.release if resume else staging.remove)()

@@ -47,8 +47,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "storage",
         "source random_access libblosc2 portable chunks tiles read_pool frame_file mapped handles "
-        "gather encode ordered_tasks trial publication json_record staging segments assembly "
-        "frame_lock editable frame_edit edit job canvas inspection",
+        "gather encode ordered_tasks trial publication json_record staging segments "
+        "frame_template joining assembly frame_lock editable frame_edit edit job canvas inspection",
     ),
     ("array",),
     ("axes",),

@@ -24,6 +24,7 @@ from mlarray_xr.planning.layout import Layout
 from mlarray_xr.planning.write_plan import Parts
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.encode import FramePlan, encode_part
+from mlarray_xr.storage.joining import Prefix
 from mlarray_xr.storage.segments import (
     PAGE_BYTES,
     Segment,
@@ -148,7 +149,7 @@ def test_segments_join_to_the_file_that_one_process_writes(tmp_path: Path) -> No
         with (tmp_path / name).open("x+b") as file:
             writer = FrameWriter(file, plan=PLAN, metadata=METADATA, n_parts=2)
             if name == "adopted":
-                writer.adopt(segments)
+                writer.adopt(segments, prefix=Prefix())
             else:
                 for box in boxes:
                     writer.append(encode_part(inside(VALUES, box), box, PLAN))

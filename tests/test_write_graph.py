@@ -193,7 +193,8 @@ def test_tasks_may_run_twice_and_late(tmp_path: Path) -> None:
     pieces = [VALUES[tuple(slice(start, stop) for start, stop in box)] for box in PARTS.boxes()]
     work = list(zip(pieces, PARTS.boxes(), range(N_PARTS), strict=True))
     records = [job.write_part(piece, box, part=part) for piece, box, part in work + work[1:4]]
-    assert len(names_in(tmp_path / "a.mla.parts")) == N_PARTS + 3 + 2
+    names = names_in(tmp_path / "a.mla.parts")
+    assert len([name for name in names if name.endswith(".seg")]) == N_PARTS + 3
     done = job.finish(records)
     assert names_in(tmp_path) == ["a.mla"]
     before = (tmp_path / "a.mla").stat()

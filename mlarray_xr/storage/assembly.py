@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +12,16 @@ import numpy as np
 
 from mlarray_xr.errors import FormatError
 from mlarray_xr.format.integrity import (
-    INTEGRITY_NAME,
     ChunkStatistics,
     Integrity,
     encode_integrity,
 )
-from mlarray_xr.format.trailer import METADATA_NAME
 from mlarray_xr.storage.encode import encode_index
 from mlarray_xr.storage.frame_file import open_frame
+from mlarray_xr.storage.frame_template import frame_template
 from mlarray_xr.storage.mapped import MappedReader
 from mlarray_xr.storage.read_pool import available_threads
-from mlarray_xr.storage.segments import PAGE_BYTES, copy_segment
+from mlarray_xr.storage.segments import PAGE_BYTES, begin_to_write_back, copy_segment
 from mlarray_xr.storage.source import source_of
 
 if TYPE_CHECKING:
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
+    from mlarray_xr.storage.joining import Prefix
     from mlarray_xr.storage.segments import Segment
 
 __all__ = ["FrameWriter"]
@@ -60,7 +59,7 @@ class FrameWriter:
 
     def __init__(self, file: BinaryIO, *, plan: FramePlan, metadata: bytes, n_parts: int) -> None:
         self._file, self._plan, self._metadata = file, plan, metadata
-        self._header, _ = _template(plan, metadata, b"")
+        self._header, _ = frame_template(plan, metadata, b"")
         self._page_bytes = PAGE_BYTES if n_parts > 1 else 1
         self._table = np.zeros(plan.n_chunks, plan.entry_dtype)
         self._is_written = np.zeros(plan.n_chunks, np.bool_)
@@ -87,10 +86,17 @@ class FrameWriter:
                 self._payload_len += len(chunk.data)
             self._record(entry.reshape(1))
         self._file.flush()
-        _begin_to_write_back(self._file.fileno(), begin, self._file.tell())
+        begin_to_write_back(self._file.fileno(), begin, self._file.tell())
 
-    def adopt(self, segments: Sequence[Segment]) -> None:
+    def adopt(self, segments: Sequence[Segment], *, prefix: Prefix) -> None:
         """Add the chunks of segments, in order of their parts; copied by several threads.
+
+        Parameters
+        ----------
+        segments
+            Of all parts.
+        prefix
+            How much of them is in the file already.
 
         Raises
         ------
@@ -100,19 +106,24 @@ class FrameWriter:
             When the disk is full, or a segment is shorter than it was.
         """
         copies: list[tuple[Segment, int]] = []
-        for segment in segments:
+        kept = len(self._header)
+        for number, segment in enumerate(segments):
             entries = segment.entries.copy()
             if segment.payload_bytes:
                 self._turn_page()
                 entries["offset"] += np.where(entries["special"], 0, self._payload_len)
-                copies.append((segment, len(self._header) + self._payload_len))
+                copies.append((segment, self._position))
                 self._payload_len += segment.payload_bytes
             self._record(entries)
+            if number + 1 == prefix.n_parts and self._position == prefix.stop:
+                copies.clear()
+                kept = prefix.stop
         self._file.flush()
+        self._file.truncate(kept)
         with ThreadPoolExecutor(min(available_threads(), len(copies) or 1)) as pool:
             for job in [pool.submit(self._copy, segment, position) for segment, position in copies]:
                 job.result()
-        self._file.seek(len(self._header) + self._payload_len)
+        self._file.seek(self._position)
 
     def finish(self) -> int:
         """Write chunk table, trailer and final header, and read samples back as a reader would.
@@ -138,7 +149,7 @@ class FrameWriter:
         offsets = np.where(special, (special - 128) << 56, table["offset"])
         index = encode_index(offsets) if len(offsets) else b""
         integrity = encode_integrity(_integrity(plan, table, payload_len=self._payload_len))
-        _, trailer = _template(plan, self._metadata, integrity)
+        _, trailer = frame_template(plan, self._metadata, integrity)
         total = len(self._header) + self._payload_len + len(index) + len(trailer)
         header = bytearray(self._header)
         struct.pack_into(">Q", header, _FRAME_LEN_AT, total)
@@ -151,15 +162,20 @@ class FrameWriter:
         self._read_back()
         return total
 
+    @property
+    def _position(self) -> int:
+        """Where the payload ends so far, bytes from the beginning of the file."""
+        return len(self._header) + self._payload_len
+
     def _copy(self, segment: Segment, position: int) -> None:
         """Copy the payload of a segment to its place."""
         target = self._file.fileno()
         copy_segment(segment, target=target, position=position, page_bytes=self._page_bytes)
-        _begin_to_write_back(target, position, position + segment.payload_bytes)
+        begin_to_write_back(target, position, position + segment.payload_bytes)
 
     def _turn_page(self) -> int:
         """Move on to the next page, and return how many bytes that leaves unused."""
-        gap = -(len(self._header) + self._payload_len) % self._page_bytes
+        gap = -self._position % self._page_bytes
         self._payload_len += gap
         return gap
 
@@ -220,40 +236,3 @@ def _integrity(plan: FramePlan, table: NDArray[Any], *, payload_len: int) -> Int
         else None,
         writer=f"mlarray_xr {version('mlarray-xr')}",
     )
-
-
-def _begin_to_write_back(descriptor: int, start: int, stop: int) -> None:
-    """Have the system bring a range to disk already; `fsync` at the end then waits for less.
-
-    Linux does that when it is told that a range is not needed. It keeps what is not on disk yet.
-    """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
-
-
-def _template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[bytes, bytes]:
-    """Return header and trailer of a frame, written by python-blosc2 itself.
-
-    An in-memory frame of uninitialised chunks has them byte for byte, but for two lengths.
-    """
-    import blosc2
-
-    empty = blosc2.uninit(
-        plan.shape,
-        dtype=plan.dtype,
-        chunks=plan.layout.chunks,
-        blocks=plan.layout.blocks,
-        cparams=plan.cparams(),
-        dparams=blosc2.DParams(nthreads=1),  # stored, and otherwise this machine's number of cores
-        contiguous=True,
-    )
-    if (empty.chunks, empty.blocks) != (plan.layout.chunks, plan.layout.blocks):
-        msg = f"Blosc2 made chunks {empty.chunks} of {empty.blocks} where {plan.layout} was asked"
-        raise ValueError(msg)
-    empty.schunk.vlmeta[METADATA_NAME] = metadata
-    if integrity:
-        empty.schunk.vlmeta[INTEGRITY_NAME] = integrity
-    frame = empty.to_cframe()
-    (header_len,) = struct.unpack_from(">i", frame, 11)
-    (trailer_len,) = struct.unpack_from(">I", frame, len(frame) - 22)
-    return frame[:header_len], frame[-trailer_len:]

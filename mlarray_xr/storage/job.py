@@ -16,6 +16,7 @@ from mlarray_xr.errors import SourceError
 from mlarray_xr.storage.assembly import FrameWriter
 from mlarray_xr.storage.encode import encode_part
 from mlarray_xr.storage.frame_edit import editing
+from mlarray_xr.storage.joining import Prefix, join_ready, take_prefix
 from mlarray_xr.storage.ordered_tasks import run_ordered
 from mlarray_xr.storage.publication import published
 from mlarray_xr.storage.segments import find_segments, write_segment
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
-    from mlarray_xr.storage.frame_edit import FrameEdit
     from mlarray_xr.storage.segments import Segment
     from mlarray_xr.storage.source import LocalSource
     from mlarray_xr.storage.staging import Staging
@@ -130,6 +130,8 @@ class WriteJob:
         if self._is_going_on():
             chunks = encode_part(values, box, self.plan)
             write_segment(chunks, staging=self.staging, plan=self.plan, part=part)
+            if self.into is None and len(self.parts) > 1:
+                join_ready(self.staging, self.plan, part=part, parts=self.parts)
         return record
 
     def finish(self, records: list[PartRecord]) -> Finished:
@@ -201,8 +203,15 @@ class WriteJob:
         if missing:
             msg = f"{self.staging.folder}: {len(missing)} parts missing, first {missing[0]}"
             raise ValueError(msg)
-        with self._publishing() as writer:
-            writer.adopt([found[part] for part in range(len(self.parts))])
+        segments = [found[part] for part in range(len(self.parts))]
+        if self.into is not None:
+            with editing(self.into) as edit:
+                edit.adopt(segments)
+                edit.finish()
+            return
+        path, prefix = take_prefix(self.staging) or (None, Prefix())
+        with self._publishing(begun=path) as writer:
+            writer.adopt(segments, prefix=prefix)
             writer.finish()
 
     def _tell(self, progress: Progress | None, n_done: int) -> None:
@@ -219,17 +228,12 @@ class WriteJob:
         return self.write_part(part_of(values, box), box, part=part)
 
     @contextlib.contextmanager
-    def _publishing(self) -> Iterator[FrameWriter | FrameEdit]:
-        """Open a writer of the new file, which has the target's name when the block ends well.
-
-        Or, of a file that is changed in place, an edit.
-        """
-        if self.into is not None:
-            with editing(self.into) as edit:
-                yield edit
-            return
+    def _publishing(self, *, begun: str | None = None) -> Iterator[FrameWriter]:
+        """Open a writer of the new file, which has the target's name when the block ends well."""
         target, folder = self.staging.target, self.staging.folder
-        with published(target, overwrite=self.overwrite, temporary_folder=folder) as file:
+        with published(
+            target, overwrite=self.overwrite, temporary_folder=folder, begun=begun
+        ) as file:
             yield FrameWriter(file, plan=self.plan, metadata=self.metadata, n_parts=len(self.parts))
 
     def _is_going_on(self) -> bool:

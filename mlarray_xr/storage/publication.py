@@ -48,7 +48,11 @@ def check_target(path: str, *, overwrite: bool) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def published(
-    path: str, *, overwrite: bool, temporary_folder: str | None = None
+    path: str,
+    *,
+    overwrite: bool,
+    temporary_folder: str | None = None,
+    begun: str | None = None,
 ) -> Iterator[BinaryIO]:
     """Open a temporary file; give it the target's name when the block ends without error.
 
@@ -60,6 +64,8 @@ def published(
         Whether an existing target may be replaced.
     temporary_folder
         Where the temporary file is, on the target's file system; None is beside the target.
+    begun
+        A file to go on with instead of a new temporary one.
 
     Raises
     ------
@@ -77,9 +83,9 @@ def published(
     """
     path, folder = check_target(path, overwrite=overwrite)
     # Without the target's name: a name of the greatest length leaves no room for a suffix.
-    temporary = os.path.join(temporary_folder or folder, f".{uuid.uuid4().hex}.tmp")
+    temporary = begun or os.path.join(temporary_folder or folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        with naming(path), open(temporary, "x+b") as file:
+        with naming(path), open(temporary, "r+b" if begun else "x+b") as file:
             yield file
             file.flush()
             if overwrite and os.path.exists(path):
