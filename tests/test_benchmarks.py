@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import math
 import platform
 import subprocess
@@ -104,10 +105,35 @@ def test_opening_reports_times_tasks_and_on_linux_bytes_and_memory(tables: list[
         assert all(row.is_met for row in rows if row.unit in ("KiB", "MB"))
 
 
-def test_decode_rate_and_writing_report_both_types(tables: list[Table]) -> None:
-    for name, count in (("decode-rate", 9), ("writing", 2)):
-        found = [row.case for row in rows_of(tables, name)]
-        assert found == ["int16"] * count + ["float32"] * count
+def test_decode_rate_reports_both_types(tables: list[Table]) -> None:
+    found = [row.case for row in rows_of(tables, "decode-rate")]
+    assert found == ["int16"] * 9 + ["float32"] * 9
+
+
+def test_writing_compares_time_size_and_reading_of_every_type(tables: list[Table]) -> None:
+    found = [row.case for row in rows_of(tables, "writing")]
+    names = ["int16", "float32"]
+    assert found[:4] == [name for name in names for _ in range(2)]
+    chosen = found[4:]
+    whats = ("write", "size", "patches")
+    for case, (name, what) in zip(
+        chosen[::2], itertools.product([*names, "uint8"], whats), strict=True
+    ):
+        assert case.startswith(f"{name} (")
+        assert case.endswith(f"), {what}")
+    assert chosen[::2] == chosen[1::2]
+
+
+def test_writing_on_a_cluster_is_held_against_zarr(tables: list[Table]) -> None:
+    found = [(row.case, row.contender) for row in rows_of(tables, "cluster-writing")]
+    for contender in ("mlarray_xr.to_mla", "to_zarr v3, sharded", "speed-up over 1 worker"):
+        assert ("2 workers", contender) in found
+    assert ("2 workers", "share of assembly, fsync included") in found
+
+
+def test_encoding_is_held_against_the_codec_alone(tables: list[Table]) -> None:
+    found = [row.case for row in rows_of(tables, "encode-rate")]
+    assert found == ["lz4hc-8", "zstd-1", "lz4-5-bitshuffle"]
 
 
 def test_the_temporary_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
