@@ -136,9 +136,10 @@ def test_existing_targets_are_kept(names: tuple[str, str], scan: Path, tmp_path:
     ("src", "dst"),
     [("a.nii", "b.nii"), ("a.mla", "b.tif"), ("a.txt", "b.mla"), ("a.mla", "b.b2nd"), ("a", "b")],
 )
-def test_unknown_ways_list_the_known_ones(src: str, dst: str) -> None:
+def test_unknown_ways_list_the_known_ones(tmp_path: Path, src: str, dst: str) -> None:
+    (tmp_path / src).write_text("something")
     with pytest.raises(ConversionError, match=r"no way.*\.mb2nd.*\.nii\.gz"):
-        convert(src, dst)
+        convert(tmp_path / src, tmp_path / dst)
 
 
 @pytest.mark.parametrize("option", [{"patch": 8}, {"chunks": 4}, {"blocks": 2}, {"codec": "lz4-1"}])
@@ -158,8 +159,8 @@ def test_files_without_an_array_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_sources_are_missing(tmp_path: Path) -> None:
-    for src, dst in (("a.nii", "a.mla"), ("a.mla", "b.mla"), ("a.mla", "a.nii")):
-        with pytest.raises(FileNotFoundError):
+    for src, dst in (("a.nii", "a.mla"), ("a.mla", "b.mla"), ("a.mla", "a.nii"), ("a", "a.mla")):
+        with pytest.raises(FileNotFoundError, match="No such file or directory"):
             convert(tmp_path / src, tmp_path / dst)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, cast
@@ -113,6 +114,8 @@ def convert(
     if mode not in ("w-", "w"):
         raise ValueError(f"mode={mode!r} is not 'w-' (refuse an existing file) or 'w' (replace it)")
     source, target = _absolute(src), _absolute(dst)
+    if not os.path.lexists(source):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
     read, written = format_of_source(source, source_format), format_of_target(target)
     if read is None or written is None or MLA not in (read, written):
         raise ConversionError(_no_way(source, target))
@@ -202,5 +205,5 @@ def _no_way(source: str, target: str) -> str:
         f"{source} -> {target}: no way between the two. To fix: convert to .mla from "
         f"{', '.join(read)}, a folder of DICOM slices or numbered TIFF files; or from "
         f"{', '.join(MLA.suffixes)} to {', '.join(written)}. A folder of images is for "
-        "mlarray_xr.foreign.collection.convert_folder, or mla convert FOLDER FOLDER"
+        "mlarray_xr.convert_folder, or mla convert FOLDER FOLDER"
     )
