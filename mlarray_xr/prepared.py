@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -82,10 +83,12 @@ class PreparedWrite:
     @contextlib.contextmanager
     def cleaned_up(self) -> Iterator[None]:
         """Remove or release the staging folder when the block fails."""
+        process = os.getpid()
         try:
             yield
         except BaseException:
-            self.give_up()
+            if os.getpid() == process:  # not a forked child, whose parent goes on
+                self.give_up()
             raise
 
     def give_up(self) -> None:

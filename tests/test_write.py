@@ -649,3 +649,30 @@ class Writer(RuleBasedStateMachine):
 
 def test_writers_and_readers_in_any_order() -> None:
     run_state_machine_as_test(Writer, settings=settings(max_examples=40, stateful_step_count=20))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_forked_child_that_fails_leaves_the_write_to_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    monkeypatch.setattr("mlarray_xr.planning.write_plan._PART_BYTES", 1)
+    parent = os.getpid()
+    children: list[int] = []
+
+    def fork_once(done: int, total: int) -> None:
+        if os.getpid() == parent and done and not children:
+            children.append(os.fork())
+            if not children[0]:
+                raise RuntimeError("the child fails")
+
+    try:
+        mlarray_xr.to_mla(
+            VALUES, tmp_path / "a.mla", resume=resume, progress=fork_once, codec="lz4-1", **LAYOUT
+        )
+    finally:
+        if os.getpid() != parent:
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 3
+    np.testing.assert_array_equal(read(tmp_path / "a.mla"), VALUES)
+    assert names_in(tmp_path) == ["a.mla"]

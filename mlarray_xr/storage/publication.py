@@ -84,6 +84,7 @@ def published(
     path, folder = check_target(path, overwrite=overwrite)
     # Without the target's name: a name of the greatest length leaves no room for a suffix.
     temporary = begun or os.path.join(temporary_folder or folder, f".{uuid.uuid4().hex}.tmp")
+    process = os.getpid()
     try:
         with naming(path), open(temporary, "r+b" if begun else "x+b") as file:
             yield file
@@ -93,8 +94,9 @@ def published(
             os.fsync(file.fileno())
         _rename(temporary, path, overwrite=overwrite)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if os.getpid() == process:  # not a forked child that fails, whose parent goes on
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
     if hasattr(os, "O_DIRECTORY"):
         entry = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
