@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,6 @@ from mlarray_xr.storage import joining
 from mlarray_xr.storage.encode import FramePlan
 from mlarray_xr.storage.job import PartRecord, WriteJob
 from mlarray_xr.storage.joining import Prefix, forget_prefix, join_ready, take_prefix
-from mlarray_xr.storage.json_record import replace_record
 from mlarray_xr.storage.segments import copy_segment
 from mlarray_xr.storage.staging import claim
 
@@ -62,7 +63,7 @@ def write(job: WriteJob, part: int) -> PartRecord:
 
 
 def recorded(job: WriteJob) -> int:
-    return joining._recorded(job.staging).n_parts
+    return joining._prefix_at(joining._path(job.staging)).n_parts
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +131,17 @@ def test_what_is_joined_is_not_copied_again(
     assert copied == [0, 3, 4, 5]  # 1 and 2 are zeros
 
 
-@pytest.mark.parametrize("wrong", [{"n_parts": 3, "stop": 7}, {"n_parts": 99, "stop": 5000}, {}])
+@pytest.mark.parametrize("wrong", [(3, 7), (99, 5000), None])
 def test_a_prefix_of_another_length_is_not_used(
-    tmp_path: Path, expected: bytes, wrong: dict[str, int]
+    tmp_path: Path, expected: bytes, wrong: tuple[int, int] | None
 ) -> None:
     job = job_in(tmp_path)
     records = [write(job, part) for part in range(N_PARTS)]
     path = Path(joining._path(job.staging))
-    path.write_bytes(b"\xff" * (2 * len(expected)))
-    replace_record(joining._record_path(job.staging), wrong)
+    extent = struct.pack("<QQ", *(wrong or (3, 7)))
+    checksum = zlib.crc32(extent) ^ (wrong is None)
+    path.write_bytes(struct.pack("<16sI", extent, checksum) + b"\xff" * (2 * len(expected)))
+    assert recorded(job) == (wrong or (0,))[0]
     job.finish(records)
     assert (tmp_path / "a.mla").read_bytes() == expected
 
@@ -174,6 +177,30 @@ def test_a_late_task_does_not_go_on_in_an_empty_file(tmp_path: Path, expected: b
     assert (tmp_path / "a.mla").read_bytes() == expected
 
 
+def test_a_task_of_a_client_that_died_fills_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: bytes
+) -> None:
+    job = job_in(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("mlarray_xr.storage.job.join_ready", lambda *_, **__: None)
+        records = [write(job, part) for part in (1, 2)]
+    plain = copy_segment
+
+    def resumed_meanwhile(segment: Any, **options: Any) -> None:
+        plain(segment, **options)
+        if segment.part == 0:  # while the old task copies, a new write begins to join
+            forget_prefix(job.staging)
+            Path(joining._path(job.staging)).touch()
+
+    monkeypatch.setattr("mlarray_xr.storage.joining.copy_segment", resumed_meanwhile)
+    records += [write(job, 0)]
+    monkeypatch.setattr("mlarray_xr.storage.joining.copy_segment", plain)
+    assert recorded(job) == 0
+    records += [write(job, part) for part in range(3, N_PARTS)]
+    job.finish(records)
+    assert (tmp_path / "a.mla").read_bytes() == expected
+
+
 def test_a_resumed_write_begins_to_join_anew(tmp_path: Path) -> None:
     values: NDArray[Any] = np.random.default_rng(5).integers(0, 99, (8, 4000))
     options: dict[str, Any] = {"chunks": (1, 4000), "codec": "lz4-1", "resume": True}
@@ -200,4 +227,4 @@ def test_nothing_to_take_and_nothing_to_forget(tmp_path: Path) -> None:
     job.staging.remove()
     join_ready(job.staging, PLAN, part=0, parts=PARTS)  # its folder has gone: no error
     assert os.listdir(tmp_path) == []
-    assert joining._recorded(job.staging) == Prefix()
+    assert joining._prefix_at(joining._path(job.staging)) == Prefix()

@@ -5,7 +5,9 @@ still in memory. The **prefix** is the beginning of the new file up to the first
 missing. The task that ends that part copies it, and all that follow and are there.
 
 The prefix saves time and proves nothing: it is forgotten when a write is resumed, and used only if
-it has exactly the length that the segments in their order have.
+it has exactly the length that the segments in their order have. How far it is stands at its own
+beginning, where the header comes last: a record beside it could tell of another file, which a task
+that outlived its client still fills.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import struct
 import uuid
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlarray_xr.storage.frame_template import frame_template
-from mlarray_xr.storage.json_record import read_record, remove_file, replace_record
+from mlarray_xr.storage.json_record import remove_file
 from mlarray_xr.storage.segments import (
     PAGE_BYTES,
     begin_to_write_back,
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.staging import Staging
 
 __all__ = ["Prefix", "forget_prefix", "join_ready", "take_prefix"]
+
+_EXTENT = struct.Struct("<QQ")  # parts, where the last one ends
+_RECORD = struct.Struct("<16sI")  # with a checksum; no header is shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +73,7 @@ def join_ready(staging: Staging, plan: FramePlan, *, part: int, parts: Parts) ->
         All parts, several.
     """
     with contextlib.suppress(OSError):
-        if _recorded(staging).n_parts != part:
+        if _prefix_at(_path(staging)).n_parts != part:
             return  # whoever copies the first one that is missing looks for this one, too
         with _locked(_path(staging), is_new=True) as descriptor:
             if descriptor is None:
@@ -83,19 +90,15 @@ def take_prefix(staging: Staging) -> tuple[str, Prefix] | None:
         _locked(_path(staging), is_new=False) as descriptor,
     ):
         if descriptor is not None:
-            taken, prefix = staging.path(f".{uuid.uuid4().hex}.tmp"), _recorded(staging)
-            # In this order: without a record a late task would begin anew, with one it would go on
-            # in an empty file.
-            remove_file(_record_path(staging))
+            taken = staging.path(f".{uuid.uuid4().hex}.tmp")
             os.rename(_path(staging), taken)
-            return taken, prefix
+            return taken, _recorded(descriptor)
     return None
 
 
 def forget_prefix(staging: Staging) -> None:
     """Remove what there is of the new file, because segments may be damaged since."""
-    for path in (_record_path(staging), _path(staging)):
-        remove_file(path)
+    remove_file(_path(staging))
 
 
 def _extend(
@@ -107,7 +110,7 @@ def _extend(
     header_len: int,
 ) -> bool:
     """Copy all parts that follow without a gap; tell whether there were any."""
-    before = prefix = _recorded(staging)
+    before = prefix = _recorded(descriptor)
     named = parts_on_disk(staging)
     run = itertools.takewhile(named.__contains__, range(prefix.n_parts, len(boxes)))
     numbers = {part: plan.numbers_in(boxes[part]) for part in run}
@@ -118,7 +121,8 @@ def _extend(
         return False
     # A task that ends from here on sees that its part is the first one missing; one that ended
     # before is found by looking once more.
-    replace_record(_record_path(staging), asdict(prefix))
+    extent = _EXTENT.pack(prefix.n_parts, prefix.stop)
+    os.pwrite(descriptor, _RECORD.pack(extent, zlib.crc32(extent)), 0)
     return True
 
 
@@ -133,23 +137,32 @@ def _copied(segment: Segment, prefix: Prefix, descriptor: int, *, header_len: in
     return Prefix(n_parts=prefix.n_parts + 1, stop=end)
 
 
-def _recorded(staging: Staging) -> Prefix:
-    """Return how far the prefix is."""
-    found = read_record(_record_path(staging)) or {}
-    n_parts, stop = found.get("n_parts"), found.get("stop")
-    if isinstance(n_parts, int) and isinstance(stop, int):
-        return Prefix(n_parts=n_parts, stop=stop)
+def _prefix_at(path: str) -> Prefix:
+    """Return how far the prefix of this name is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return Prefix()
+    try:
+        return _recorded(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _recorded(descriptor: int) -> Prefix:
+    """Return how far a prefix is, as it says itself; one that was begun just now is empty."""
+    found = os.pread(descriptor, _RECORD.size, 0)
+    if len(found) == _RECORD.size:
+        extent, checksum = _RECORD.unpack(found)
+        if zlib.crc32(extent) == checksum:
+            n_parts, stop = _EXTENT.unpack(extent)
+            return Prefix(n_parts=n_parts, stop=stop)
     return Prefix()
 
 
 def _path(staging: Staging) -> str:
     """Return the path of the prefix."""
     return staging.path(f"joined.{staging.write_id}.tmp")
-
-
-def _record_path(staging: Staging) -> str:
-    """Return the path of the record of how far it is."""
-    return staging.path(f"joined-so-far.{staging.write_id}.tmp")
 
 
 @contextlib.contextmanager
