@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks import layouts
+from benchmarks.layout_plot import draw_layouts
 from benchmarks.machine import describe_machine
 from benchmarks.report import render, render_table
 from benchmarks.size import FULL, SMOKE
@@ -22,7 +24,9 @@ def main() -> None:
         metavar="NAME",
         help=f"one of {', '.join(BENCHMARKS)}; may be given several times",
     )
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page to write")
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="Markdown page to write, and images/ beside it"
+    )
     options = parser.parse_args()
     size = SMOKE if options.smoke else FULL
     machine = describe_machine()
@@ -32,6 +36,9 @@ def main() -> None:
         tables.append(table)
     if options.write:
         options.write.write_text(render(tables, machine=machine, size=size), encoding="utf-8")
+        for table in tables:
+            if table.title == layouts.TIMES:
+                draw_layouts(table, options.write.parent / "images" / "layouts.svg")
 
 
 if __name__ == "__main__":

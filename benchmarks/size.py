@@ -29,6 +29,8 @@ class Size:
     """Extents of the large int16 file that holds zeros."""
     cube_shape: tuple[int, ...]
     """Extents of the large uint8 cube."""
+    every_layout_case: int
+    """Of the cases of layouts every so manieth is measured."""
 
     def patches(self, edge: int) -> int:
         """Return how many patches of one edge are read per contender and repeat."""
@@ -45,6 +47,7 @@ FULL = Size(
     store_edges=(64, 128),
     sparse_shape=(2048, 3500, 3500),
     cube_shape=(8192, 8192, 8192),
+    every_layout_case=1,
 )
 
 SMOKE = Size(
@@ -57,4 +60,5 @@ SMOKE = Size(
     store_edges=(32, 64),
     sparse_shape=(256, 512, 512),
     cube_shape=(512, 512, 512),
+    every_layout_case=9,
 )

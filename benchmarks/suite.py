@@ -11,6 +11,7 @@ from benchmarks import (
     dask_reads,
     decode_rate,
     encode_rate,
+    layouts,
     opening,
     patches,
     writing,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
     "writing": writing.run,
     "cluster-writing": cluster_writing.run,
     "encode-rate": encode_rate.run,
+    "layouts": layouts.run,
 }
 
 

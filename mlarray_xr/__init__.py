@@ -14,10 +14,13 @@ import mlarray_xr.accessor  # noqa: F401 - registers DataArray.mla
 if TYPE_CHECKING:
     from mlarray_xr.array import MlaArray
     from mlarray_xr.creation import create
+    from mlarray_xr.dask_caches import cluster_caches
     from mlarray_xr.foreign.collection import convert_folder
     from mlarray_xr.foreign.conversion import convert
     from mlarray_xr.format.metadata import Metadata
-    from mlarray_xr.planning.layout import Layout, plan_layout
+    from mlarray_xr.planning.caches import CacheSizes, detect_caches
+    from mlarray_xr.planning.layout import Layout
+    from mlarray_xr.planning.layout_plan import plan_layout
     from mlarray_xr.read import open_mla
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.trial import choose_codec
@@ -25,14 +28,17 @@ if TYPE_CHECKING:
     from mlarray_xr.write import to_mla
 
 __all__ = [
+    "CacheSizes",
     "Layout",
     "Metadata",
     "MlaArray",
     "WriteReport",
     "choose_codec",
+    "cluster_caches",
     "convert",
     "convert_folder",
     "create",
+    "detect_caches",
     "open_mla",
     "plan_layout",
     "to_mla",
@@ -42,16 +48,19 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CacheSizes": "mlarray_xr.planning.caches",
     "Layout": "mlarray_xr.planning.layout",
     "Metadata": "mlarray_xr.format.metadata",
     "MlaArray": "mlarray_xr.array",
     "WriteReport": "mlarray_xr.report",
     "choose_codec": "mlarray_xr.storage.trial",
+    "cluster_caches": "mlarray_xr.dask_caches",
     "convert": "mlarray_xr.foreign.conversion",
     "convert_folder": "mlarray_xr.foreign.collection",
     "create": "mlarray_xr.creation",
+    "detect_caches": "mlarray_xr.planning.caches",
     "open_mla": "mlarray_xr.read",
-    "plan_layout": "mlarray_xr.planning.layout",
+    "plan_layout": "mlarray_xr.planning.layout_plan",
     "to_mla": "mlarray_xr.write",
     "verify": "mlarray_xr.verification",
 }

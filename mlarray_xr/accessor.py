@@ -9,7 +9,6 @@ import xarray as xr
 
 from mlarray_xr.attributes import read_metadata
 from mlarray_xr.placement import geometry_of
-from mlarray_xr.planning.layout import Layout
 
 if TYPE_CHECKING:
     import os
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
     from mlarray_xr.geometry import Geometry
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.layout import Layout
     from mlarray_xr.planning.region import Region
+    from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.storage.job import Progress
 
 __all__ = ["MlaAccessor"]
@@ -98,10 +98,9 @@ class MlaAccessor:
     @property
     def layout(self) -> Layout | None:
         """Chunks and blocks of the file that the array came from, None for other arrays."""
-        encoding = self._array.encoding
-        if "chunks" not in encoding or "blocks" not in encoding:
-            return None
-        return Layout(chunks=tuple(encoding["chunks"]), blocks=tuple(encoding["blocks"]))
+        from mlarray_xr.template import stored_layout
+
+        return stored_layout(self._array)
 
     def affine_in(self, coord_system: Literal["RAS", "LPS"]) -> NDArray[np.float64]:
         """Return the affine with world axes of another system.

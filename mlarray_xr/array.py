@@ -12,7 +12,6 @@ import numpy as np
 from mlarray_xr.errors import FormatError, SourceChanged
 from mlarray_xr.planning.assignment import outer_only
 from mlarray_xr.planning.grid import box_shape, check_box, is_empty
-from mlarray_xr.planning.layout import Layout
 from mlarray_xr.planning.selection import (
     OuterSelection,
     PointSelection,
@@ -21,11 +20,12 @@ from mlarray_xr.planning.selection import (
 )
 from mlarray_xr.planning.shaped import Shaped
 from mlarray_xr.storage.edit import check_mode, edit_frame
-from mlarray_xr.storage.frame_file import open_frame
+from mlarray_xr.storage.frame_file import open_frame, read_planning
 from mlarray_xr.storage.frame_lock import ProcessLock
 from mlarray_xr.storage.gather import allocate, check_out, gather_outer, gather_points
 from mlarray_xr.storage.handles import close_reader, reader_of
 from mlarray_xr.storage.libblosc2 import native_library
+from mlarray_xr.storage.planning_record import checked_planning, file_layout
 from mlarray_xr.storage.read_pool import check_threads
 from mlarray_xr.storage.source import BytesSource, LocalSource, source_of
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.grid import Box
+    from mlarray_xr.planning.layout import Layout
     from mlarray_xr.storage.edit import EditReport
     from mlarray_xr.storage.mapped import MappedReader
 
@@ -164,8 +165,8 @@ class MlaArray(Shaped):
 
     @property
     def layout(self) -> Layout:
-        """Chunks and blocks of the file."""
-        return Layout(chunks=self.chunks, blocks=self.blocks)
+        """Chunks and blocks of the file, with what reading them costs on this machine."""
+        return file_layout(self._header, self.metadata)
 
     @property
     def metadata(self) -> Metadata:
@@ -181,7 +182,9 @@ class MlaArray(Shaped):
         -------
         dict
             Plain values, fit for JSON. Sizes are bytes; ``ratio`` is decoded over stored bytes;
-            ``reader`` says which decoder this process uses, ``"native"`` or ``"portable"``.
+            ``planned`` is what the writer recorded of how the layout was decided, empty when
+            nothing; ``reader`` says which decoder this process uses, ``"native"`` or
+            ``"portable"``.
 
         Examples
         --------
@@ -192,7 +195,8 @@ class MlaArray(Shaped):
         ([4, 5], 'uint8', 1)
         """
         reader = "native" if native_library() is not None else "portable"
-        return {"path": self.path, **self._header.facts(), "reader": reader}
+        planned = checked_planning(read_planning(self._source), ndim=self.ndim)
+        return {"path": self.path, **self._header.facts(), "planned": planned, "reader": reader}
 
     def read(
         self,

@@ -1,4 +1,4 @@
-"""The command ``mla``: look at files, convert and verify them, and see the package at work."""
+"""The command ``mla``: look at files, plan, convert, verify and time them, and see it at work."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from mlarray_xr.cli_bench import add_bench
 from mlarray_xr.cli_convert import add_convert
 from mlarray_xr.cli_demo import add_demo
 from mlarray_xr.cli_info import add_info
+from mlarray_xr.cli_plan import add_plan
 from mlarray_xr.cli_text import line_of, show
 from mlarray_xr.cli_verify import add_verify
 from mlarray_xr.errors import MlaError
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mla", description="Work with .mla files.")
     parser.add_argument("--version", action="version", version=f"mla {version('mlarray-xr')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_info, add_convert, add_verify, add_demo):
+    for add in (add_info, add_convert, add_verify, add_plan, add_bench, add_demo):
         add(commands)
     return parser
 

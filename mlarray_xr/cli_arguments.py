@@ -1,17 +1,30 @@
-"""Arguments of the command line: texts that become sizes, amounts of memory and schedulers."""
+"""Arguments of the command line: texts that become sizes, windows, amounts and schedulers."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
-from mlarray_xr.planning.write_plan import parse_bytes
+from mlarray_xr.planning.byte_amount import parse_bytes
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - has no public name
 
-__all__ = ["Commands", "count", "memory", "scheduler", "shape", "size", "sizes"]
+__all__ = [
+    "Commands",
+    "access",
+    "count",
+    "memory",
+    "names",
+    "scheduler",
+    "seconds",
+    "shape",
+    "size",
+    "sizes",
+]
 
+_WHOLE_AXIS = "-1"
 _ADDRESSES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 
 
@@ -51,6 +64,53 @@ def count(text: str) -> int:
     return size(text)
 
 
+def access(text: str) -> tuple[tuple[int, ...], float]:
+    """Read a window, in which -1 is a whole axis, and how often it is read: once if not said.
+
+    Examples
+    --------
+    >>> access("64,64,64:10"), access("1,-1,-1")
+    (((64, 64, 64), 10.0), ((1, -1, -1), 1.0))
+    """
+    window, sign, weight = text.partition(":")
+    entries = [entry.strip() for entry in window.split(",")]
+    sound = all(e == _WHOLE_AXIS or (e.isdecimal() and int(e) > 0) for e in entries)
+    number = _number(weight) if sign else 1.0
+    if not sound or number is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not A,B,C:WEIGHT with numbers above 0, or -1 for a whole axis"
+        )
+    return tuple(map(int, entries)), number
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read the names of dimensions.
+
+    Examples
+    --------
+    >>> names("time,z,y,x")
+    ('time', 'z', 'y', 'x')
+    """
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different names such as z,y,x")
+    return found
+
+
+def seconds(text: str) -> float:
+    """Read a time.
+
+    Examples
+    --------
+    >>> seconds("0.5")
+    0.5
+    """
+    number = _number(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return number
+
+
 def memory(text: str) -> int:
     """Read an amount of memory, in bytes.
 
@@ -83,3 +143,12 @@ def scheduler(text: str) -> str | int | None:
     raise argparse.ArgumentTypeError(
         f"{text!r} is not threads, local:N, or an address such as tcp://10.0.0.1:8786"
     )
+
+
+def _number(text: str) -> float | None:
+    """Return a finite number above 0; None for other texts."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < math.inf else None

@@ -12,20 +12,25 @@ import xarray as xr
 
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.file_write import file_name, prepare_file
+from mlarray_xr.planning.byte_amount import parse_bytes
+from mlarray_xr.planning.caches import caches_from
 from mlarray_xr.planning.codec_choice import choose_codec_unseen
-from mlarray_xr.planning.write_plan import parse_bytes
+from mlarray_xr.planning.layout_request import LayoutRequest
 from mlarray_xr.storage.canvas import Canvas
 from mlarray_xr.subject import subject_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike
 
     from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.planning.access import Preset
+    from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.layout import Layout
+    from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.report import WriteReport
     from mlarray_xr.subject import Subject
 
@@ -50,6 +55,8 @@ def create(
     patch: Sizes | Literal["default"] | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
+    layout: Layout | Preset | None = None,
+    caches: CacheSizes | Mapping[str, int | str] | str | None = None,
     dims: Sequence[str] | None = None,
     codec: str | Codec | CodecChoice = "auto",
     lossy: bool = False,
@@ -76,8 +83,10 @@ def create(
     dtype
         Type of the elements. Values that it cannot hold are refused: whole numbers outside its
         range, floats for integers. Floats may be rounded.
-    patch, chunks, blocks, lossy, mode
+    patch, chunks, blocks, layout, lossy, mode
         As of `to_mla`.
+    caches
+        As of `plan_layout`.
     codec, prefer
         As of `to_mla`, but ``"auto"`` has no values to try: it takes what suits most arrays.
         `choose_codec` tries codecs on a sample.
@@ -125,9 +134,13 @@ def create(
     prepared = prepare_file(
         _blank(tuple(shape), element, dims=dims, metadata=metadata),
         file_name(path),
-        patch=patch,
-        chunks=chunks,
-        blocks=blocks,
+        request=LayoutRequest(
+            patch=patch,
+            chunks=chunks,
+            blocks=blocks,
+            layout=layout,
+            caches=caches_from(caches),
+        ),
         codec=codec if choice is None else choice.codec,
         lossy=lossy,
         prefer=prefer,

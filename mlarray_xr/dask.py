@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import sys
+import warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.errors import SourceError
+from mlarray_xr.errors import MlaWarning, SourceError
 from mlarray_xr.planning.grid import plan_part
 from mlarray_xr.storage.read_pool import available_threads
 
@@ -27,6 +29,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _HERE = "127.0.0.1:0"
+# A scheduler handles some thousand tasks a second, and a graph of more is slow to build and send.
+_MOST_TASKS = 100_000
 
 
 def from_mla(
@@ -83,6 +87,8 @@ def from_mla(
         wanted = plan_part(
             array.shape, array.chunks, itemsize=array.dtype.itemsize, target_bytes=target
         )
+        n_tasks = math.prod(-(-n // p) for n, p in zip(array.shape, wanted, strict=True))
+        warn_of_many_tasks(n_tasks, fix="chunks= larger, or Dask's array.chunk-size")
     lazy: da.Array = da.from_array(
         array,
         chunks=wanted,
@@ -93,6 +99,24 @@ def from_mla(
         meta=np.empty((0,) * array.ndim, array.dtype),
     )
     return lazy
+
+
+def warn_of_many_tasks(n_tasks: int, *, fix: str) -> None:
+    """Warn of a graph of more than 100 000 tasks.
+
+    Parameters
+    ----------
+    n_tasks
+        Number of parts.
+    fix
+        Which setting makes parts larger.
+    """
+    if n_tasks > _MOST_TASKS:
+        msg = (
+            f"{n_tasks} tasks: more than {_MOST_TASKS} take minutes to build and schedule. "
+            f"To fix: {fix}"
+        )
+        warnings.warn(msg, MlaWarning, stacklevel=3)
 
 
 def array_chunk_bytes() -> int | None:
@@ -288,6 +312,15 @@ def scheduler_client() -> Any:
 
     owner = getattr(dask.base.get_scheduler(), "__self__", None)
     return owner if type(owner).__module__.split(".")[0] == "distributed" else None
+
+
+def worker_memory_bytes() -> int | None:
+    """Return the memory of the smallest worker of the active cluster; None without limits."""
+    client = scheduler_client()
+    if client is None or client.asynchronous:
+        return None
+    workers = client.scheduler_info()["workers"].values()
+    return min((w["memory_limit"] for w in workers if w["memory_limit"]), default=None)
 
 
 def is_dask(obj: object) -> bool:

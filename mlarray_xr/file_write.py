@@ -6,15 +6,15 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mlarray_xr.dask import warn_of_many_tasks, worker_memory_bytes
 from mlarray_xr.dask_write import choose_on_worker
 from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.format.metadata import Stats, Storage
 from mlarray_xr.format.metadata_codec import encode_metadata
 from mlarray_xr.planning.codec import Codec
 from mlarray_xr.planning.codec_choice import CodecChoice
-from mlarray_xr.planning.layout import plan_layout
 from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
 from mlarray_xr.prepared import claim_write, parts_in_flight
 from mlarray_xr.record import stored_axes
@@ -27,7 +27,8 @@ from mlarray_xr.subject import subject_of
 if TYPE_CHECKING:
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.codec_choice import Preference
-    from mlarray_xr.planning.layout import Layout, Sizes
+    from mlarray_xr.planning.layout import Layout
+    from mlarray_xr.planning.layout_request import LayoutRequest
     from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.prepared import PreparedWrite
     from mlarray_xr.subject import Subject
@@ -53,9 +54,7 @@ def prepare_file(
     obj: Any,
     path: str,
     *,
-    patch: Sizes | Literal["default"] | None,
-    chunks: Sizes | None,
-    blocks: Sizes | None,
+    request: LayoutRequest,
     codec: str | Codec | CodecChoice,
     lossy: bool,
     prefer: Preference,
@@ -68,21 +67,21 @@ def prepare_file(
 ) -> PreparedWrite:
     """Plan the write of one new file, and claim its target.
 
-    Parameters and errors as of `mlarray_xr.to_mla`; `overwrite` tells whether an existing target is
-    replaced, `compute` whether the write runs at once, `memory_limit` is in bytes.
+    Parameters and errors as of `mlarray_xr.to_mla`; `request` is what is asked of the layout,
+    `overwrite` tells whether an existing target is replaced, `compute` whether the write runs at
+    once, `memory_limit` is in bytes.
     """
     began, subject = time.time(), subject_of(obj)
     target, _ = check_target(path, overwrite=overwrite)
     described = subject.metadata if metadata is None else metadata
     axes = stored_axes(described, len(subject.values.shape))
-    layout = plan_layout(
+    named = None if codec == "auto" else _codec(codec, lossy=lossy)
+    layout = request.plan(
         subject.values.shape,
-        subject.values.dtype,
-        patch=patch,
+        dtype_str=subject.values.dtype.str,
         dims=axes.dims,
         spatial=axes.spatial,
-        chunks=chunks,
-        blocks=blocks,
+        codec=named,
     )
     choice = _choice(subject, layout, prefer) if codec == "auto" else codec
     plan = FramePlan(
@@ -99,7 +98,10 @@ def prepare_file(
         align_chunks=align_chunks,
         in_flight=parts_in_flight(uses_tasks=uses_tasks),
         memory_limit=memory_limit,
+        worker_bytes=worker_memory_bytes() if uses_tasks else None,
     )
+    if uses_tasks:
+        warn_of_many_tasks(len(parts), fix="memory_limit= larger, or chunks of the Dask array")
     return claim_write(
         subject,
         path=path,
@@ -123,6 +125,7 @@ def _parts(
     align_chunks: bool,
     in_flight: int,
     memory_limit: int | None,
+    worker_bytes: int | None,
 ) -> Parts:
     """Decide the parts, and refuse chunks that do not fit when they must."""
     source_chunks = subject.values.chunks if subject.is_dask else None
@@ -135,6 +138,7 @@ def _parts(
         in_flight=in_flight,
         source_chunks=source_chunks,
         memory_limit=memory_limit,
+        worker_bytes=worker_bytes,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.dask import from_address
+from mlarray_xr.dask import from_address, worker_memory_bytes
 from mlarray_xr.dask_write import merged_array
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.merged import Merged
@@ -102,6 +102,7 @@ def prepare_region(
         in_flight=parts_in_flight(uses_tasks=uses_tasks),
         source_chunks=merged.chunks if uses_tasks else None,
         memory_limit=memory_limit,
+        worker_bytes=worker_memory_bytes() if uses_tasks else None,
     )
     return claim_write(
         replace(subject, values=merged),

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
+from mlarray_xr.dask_caches import caches_for_write
 from mlarray_xr.dask_write import delayed_mapping
-from mlarray_xr.errors import ConversionError
+from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.file_write import SUFFIX, file_name, prepare_file
-from mlarray_xr.planning.write_plan import parse_bytes
+from mlarray_xr.planning.byte_amount import parse_bytes
+from mlarray_xr.planning.layout_request import LayoutRequest
 from mlarray_xr.prepared import delayed_report, run_all
 from mlarray_xr.region_write import prepare_region
 from mlarray_xr.subject import variables_of
+from mlarray_xr.template import template_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from mlarray_xr.dask_caches import ClusterCaches
     from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.planning.access import Preset
+    from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.layout import Layout
     from mlarray_xr.planning.region import Region
+    from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.prepared import PreparedWrite
     from mlarray_xr.storage.job import Progress
 
@@ -37,6 +45,9 @@ def to_mla(
     patch: Sizes | Literal["default"] | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
+    layout: Layout | Preset | None = None,
+    template: Any = None,
+    caches: CacheSizes | ClusterCaches | Mapping[str, int | str] | str | None = None,
     codec: str | Codec | CodecChoice = "auto",
     lossy: bool = False,
     prefer: Preference = "balanced",
@@ -70,10 +81,20 @@ def to_mla(
         The target, ending in ``.mla``; for several variables a folder.
     patch
         Window that will be read most, elements: one number for every spatial axis, one entry per
-        spatial axis, or a mapping from dimension. Decides chunks and blocks. ``"default"`` is 192
-        per spatial axis, None the whole array.
+        spatial or per array axis, or a mapping from dimension. Decides chunks and blocks, as
+        `plan_layout` does. ``"default"`` is 192 per spatial axis, None leaves the choice to Blosc2.
     chunks, blocks
         Explicit shapes instead of `patch`, elements, array order.
+    layout
+        What `plan_layout` returned; or ``"frames"``, ``"series"`` or ``"balanced"``, for arrays
+        with axes that are not spatial: the whole space at one time, all times of one voxel, both.
+    template
+        Take chunks, blocks and patch of another file instead, clipped to the array: a path, an
+        `MlaArray`, or an array that was opened from one.
+    caches
+        Cache sizes of the cores that will read: ``"cluster"``, the least of all nodes of the active
+        distributed client, and without one those of this machine, which is the default; or what
+        `plan_layout` takes. The sizes and where they come from are recorded in the file.
     codec
         Compression, such as ``"lz4hc-8"`` or ``"zstd-1-bitshuffle"``, or what `choose_codec` chose
         for similar values. ``"auto"`` tries lossless codecs on samples, as `choose_codec` does; of
@@ -140,34 +161,34 @@ def to_mla(
     >>> xr.open_dataset("volume.mla", engine="mlarray").image.mla.spacing
     {'z': 2.0, 'y': 0.5, 'x': 0.5}
     """
-    memory_bytes = None if memory_limit is None else parse_bytes(memory_limit)
+    way: dict[str, Any] = {
+        "align_chunks": align_chunks,
+        "compute": compute,
+        "resume": resume,
+        "memory_limit": None if memory_limit is None else parse_bytes(memory_limit),
+    }
     write: Callable[[Any, str], PreparedWrite]
     if mode == "r+":
-        _check_kept(patch=patch, chunks=chunks, blocks=blocks, codec=codec, metadata=metadata)
-        write = partial(
-            prepare_region,
-            region=region,
-            align_chunks=align_chunks,
-            compute=compute,
-            resume=resume,
-            memory_limit=memory_bytes,
-        )
+        _check_kept((patch, chunks, blocks, layout, template, caches, codec, metadata))
+        write = partial(prepare_region, region=region, **way)
     else:
         _check_new(mode, region)
-        write = partial(
-            prepare_file,
+        request = _request(
+            caches,
             patch=patch,
             chunks=chunks,
             blocks=blocks,
+            layout=layout if template is None else _copied(template, layout),
+        )
+        write = partial(
+            prepare_file,
+            request=request,
             codec=codec,
             lossy=lossy,
             prefer=prefer,
             overwrite=mode == "w",
             metadata=metadata,
-            align_chunks=align_chunks,
-            compute=compute,
-            resume=resume,
-            memory_limit=memory_bytes,
+            **way,
         )
     if isinstance(obj, xr.Dataset) and len(obj.data_vars) != 1:
         return _write_variables(obj, os.fsdecode(path), write, compute=compute, progress=progress)
@@ -178,18 +199,41 @@ def to_mla(
     return report
 
 
-def _check_kept(
-    *, patch: object, chunks: object, blocks: object, codec: object, metadata: object
-) -> None:
+def _check_kept(decided: tuple[object, ...]) -> None:
     """Refuse options that an existing file has decided."""
-    is_default = isinstance(patch, str) and isinstance(codec, str)
-    given = (chunks, blocks, metadata)
-    if not is_default or (patch, codec) != ("default", "auto") or given != (None, None, None):
-        msg = (
-            "mode='r+': layout, codec and metadata are those of the file. To fix: leave out "
-            "patch, chunks, blocks, codec and metadata"
+    defaults = ("default", None, None, None, None, None, "auto", None)
+    for value, default in zip(decided, defaults, strict=True):
+        is_default = value is None if default is None else isinstance(value, str)
+        if not is_default or value != default:
+            msg = (
+                "mode='r+': layout, codec and metadata are those of the file. To fix: leave out "
+                "patch, chunks, blocks, layout, template, caches, codec and metadata"
+            )
+            raise ConversionError(msg)
+
+
+def _request(
+    caches: CacheSizes | ClusterCaches | Mapping[str, int | str] | str | None,
+    *,
+    patch: Sizes | Literal["default"] | None,
+    chunks: Sizes | None,
+    blocks: Sizes | None,
+    layout: Layout | Preset | None,
+) -> LayoutRequest:
+    """Return what is asked of the layout; nobody is asked for caches that have no say."""
+    request = LayoutRequest(patch=patch, chunks=chunks, blocks=blocks, layout=layout)
+    if caches is None and not request.goes_by_caches:
+        return request
+    return replace(request, caches=caches_for_write(caches))
+
+
+def _copied(template: Any, layout: object) -> Layout:
+    """Return the layout of another file, when it is the only one that is given."""
+    if layout is not None:
+        raise LayoutError(
+            f"layout={layout!r} and template={template!r} exclude each other; give one of them"
         )
-        raise ConversionError(msg)
+    return template_layout(template)
 
 
 def _check_new(mode: str, region: object) -> None:

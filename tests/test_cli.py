@@ -63,6 +63,9 @@ def test_info_tells_what_is_in_a_file(scan: Path, capsys: pytest.CaptureFixture[
     assert facts["codec"] == "zstd-1 shuffle"
     assert facts["metadata"] == "source 1 keys, extra 2 keys, unknown 0 keys"
     assert facts["reader"] in ("native", "portable")
+    assert facts["patch"] == "[192, 192, 192]"
+    assert facts["planned"] == "for 8x9x10, searched"
+    assert facts["caches"].startswith("L1 ")
     assert "Doe" not in printed.out
 
 
@@ -85,6 +88,8 @@ def test_info_as_json(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["units"] == {"x": "mm", "y": "mm", "z": "mm"}
     assert facts["orientation"] == "axis-aligned"
     assert facts["metadata_keys"] == {"source": 1, "extra": 2, "unknown": 0}
+    assert facts["patch"] == [192, 192, 192]
+    assert facts["planned"]["access"] == [[[8, 9, 10], 1.0]]
     assert "metadata" not in facts
     assert "Doe" not in printed
 
@@ -269,7 +274,7 @@ def test_wrong_usage_is_exit_code_2(
 def test_help_and_version_are_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"mla {mlarray_xr.__version__}\n"
-    for command in ([], ["info"], ["convert"], ["verify"], ["demo"]):
+    for command in ([], ["info"], ["convert"], ["verify"], ["plan"], ["bench"], ["demo"]):
         assert main([*command, "--help"]) == 0
         assert "usage: mla" in capsys.readouterr().out
 

@@ -24,7 +24,8 @@ from mlarray_xr.planning.codec_choice import (
     shortlist,
 )
 from mlarray_xr.planning.codec_cost import WITH_COSTS, decode_cost, encode_cost
-from mlarray_xr.planning.layout import Layout, plan_layout
+from mlarray_xr.planning.layout import Layout
+from mlarray_xr.planning.layout_plan import plan_layout
 
 if TYPE_CHECKING:
     import random

@@ -1,25 +1,31 @@
-"""Layouts: parity with the reference rule, the limits of Blosc2, and every refusal."""
+"""The Layout value, and plan_layout: its arguments, the ways to decide, and every refusal."""
 
 from __future__ import annotations
 
 import math
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import blosc2
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from mlarray.blosc2_layout_strategies import comp_blosc2_params_spatial_only_magnitude
 
 from mlarray_xr.errors import LayoutError
-from mlarray_xr.planning.layout import Layout, plan_layout
+from mlarray_xr.planning.access import Window
+from mlarray_xr.planning.caches import CacheSizes, detect_caches
+from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
+from mlarray_xr.planning.layout import Basis, Layout
+from mlarray_xr.planning.layout_plan import plan_layout
+from mlarray_xr.planning.reference_rules import reference_layout
+from tests.frame_kit import make_frame
 
-L1_SHARE = 26_214
-L3_SHARE = 1_153_433
+if TYPE_CHECKING:
+    from pathlib import Path
+
 MAX_CHUNKS = 268_435_455
-
+CACHES = CacheSizes(l1_bytes=32 << 10, l2_bytes=1 << 20, l3_bytes=2 << 20)
 CTZYX = ("channel", "time", "z", "y", "x")
 
 REFERENCE_TABLE: list[tuple[tuple[int, ...], str, Any, Any, Any, Any]] = [
@@ -43,78 +49,38 @@ def test_the_published_table_of_the_reference(
     chunks: tuple[int, ...],
     blocks: tuple[int, ...],
 ) -> None:
-    layout = plan_layout(shape, dtype, patch=patch, dims=dims)
-    assert (layout.chunks, layout.blocks) == (chunks, blocks)
+    for caches in (None, CACHES):
+        layout = plan_layout(
+            shape, dtype, patch=patch, dims=dims, caches=caches, strategy="mlarray-0.0.54"
+        )
+        assert (layout.chunks, layout.blocks) == (chunks, blocks)
+        assert layout.basis is not None
+        assert layout.basis.rule == "mlarray-0.0.54"
 
 
-extent = st.one_of(st.sampled_from([1, 2, 3, 7]), st.integers(1, 100), st.integers(1, 3000))
-patch_extent = st.one_of(st.sampled_from([1, 2, 32, 64, 128, 192]), st.integers(1, 700))
-itemsize = st.one_of(st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 255))
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> tuple[tuple[int, ...], list[bool], tuple[int, ...], int]:
-    shape = tuple(draw(st.lists(extent, min_size=1, max_size=6)))
-    mask = draw(st.lists(st.booleans(), min_size=len(shape), max_size=len(shape)).filter(any))
-    patch = tuple(draw(patch_extent) for spatial in mask if spatial)
-    return shape, mask, patch, draw(itemsize)
-
-
-def names(mask: list[bool]) -> list[str]:
-    return [f"spatial_{i}" if spatial else f"other_{i}" for i, spatial in enumerate(mask)]
-
-
-def count_chunks(shape: tuple[int, ...], chunks: list[int]) -> int:
-    return math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
-
-
-@given(request=requests())
-@settings(max_examples=600, deadline=None)
-@example(request=((60, 512, 512), [True] * 3, (1, 512, 512), 4))
-@example(request=((7, 100, 100, 100), [False, True, True, True], (2, 3, 5), 2))
-@example(request=((300, 300), [True, True], (1, 1), 1))
-def test_planned_shapes_equal_those_of_the_reference(
-    request: tuple[tuple[int, ...], list[bool], tuple[int, ...], int],
-) -> None:
-    shape, mask, patch, size = request
-    chunks, blocks = comp_blosc2_params_spatial_only_magnitude(
-        shape, patch, mask, bytes_per_pixel=size
+def test_the_older_rule_of_the_reference() -> None:
+    layout = plan_layout((60, 512, 512), "i2", patch=(1, 512, 512), strategy="mlarray-0.0.53")
+    chunks, blocks = reference_layout(
+        "mlarray-0.0.53", (60, 512, 512), 2, patch=(1, 512, 512), spatial=(0, 1, 2)
     )
-    assume(count_chunks(shape, chunks) <= MAX_CHUNKS)
-    layout = plan_layout(shape, f"V{size}", patch=patch, dims=names(mask))
-    assert layout == Layout(chunks=tuple(chunks), blocks=tuple(blocks), patch=patch)
+    assert layout == Layout(chunks=chunks, blocks=blocks, patch=(1, 512, 512))
 
 
-@given(request=requests(), big=st.integers(1, 60_000))
-@settings(max_examples=300, deadline=None)
-def test_planned_shapes_nest_and_stay_within_the_caches(
-    request: tuple[tuple[int, ...], list[bool], tuple[int, ...], int], big: int
-) -> None:
-    shape, mask, patch, _ = request
-    assume(math.prod(shape) <= MAX_CHUNKS)
-    layout = plan_layout(shape, f"V{big}", patch=patch, dims=names(mask))
-    for n, chunk, block, spatial in zip(shape, layout.chunks, layout.blocks, mask, strict=True):
-        assert 1 <= block <= chunk <= n
-        assert spatial or chunk == 1
-    assert math.prod(layout.blocks) * big <= max(L1_SHARE, big)
-    assert math.prod(layout.chunks) * big <= max(L3_SHARE, big)
-    assert layout == plan_layout(shape, f"V{big}", patch=patch, dims=names(mask))
+def test_strategies_plan_for_spatial_axes_by_number_or_by_name() -> None:
+    expected = reference_layout("mlarray-0.0.54", (5, 90, 90), 4, patch=(64, 64), spatial=(1, 2))
+    for axes in ({"dims": ("time", "y", "x")}, {"spatial": (1, 2)}):
+        layout = plan_layout((5, 90, 90), "f4", patch=64, strategy="mlarray-0.0.54", **axes)
+        assert (layout.chunks, layout.blocks, layout.patch) == (*expected, (64, 64))
 
 
-def test_more_axes_than_the_block_budget_holds_leave_the_leading_ones_at_one() -> None:
-    layout = plan_layout((3,) * 16, "f4")
-    assert layout.blocks == (1,) * 4 + (2,) * 11 + (3,)
-    with pytest.raises(RuntimeError, match="Cannot fit any even"):
-        comp_blosc2_params_spatial_only_magnitude((3,) * 16, (192,) * 16)
-
-
-def test_elements_larger_than_the_block_budget_make_blocks_of_one() -> None:
-    layout = plan_layout((40, 40, 40), "V30000")
-    assert (layout.chunks, layout.blocks) == ((3, 3, 4), (1, 1, 1))
+# ---------------------------------------------------------------------------------------------
+# What is planned for
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0, 5), ()])
-@pytest.mark.parametrize("request_", [{}, {"patch": None}, {"chunks": 2}])
+@pytest.mark.parametrize(
+    "request_", [{}, {"patch": 3}, {"patch": None}, {"chunks": 2}, {"chunks": 2, "blocks": 1}]
+)
 def test_empty_and_scalar_arrays_get_what_blosc2_gives_them(
     shape: tuple[int, ...], request_: dict[str, Any]
 ) -> None:
@@ -127,54 +93,190 @@ def test_scalars_have_no_patch() -> None:
     assert plan_layout((), "f4").patch is None
 
 
+@pytest.mark.parametrize("layout", ["frames", "series", "balanced"])
+def test_empty_series_are_planned(layout: Any) -> None:
+    planned = plan_layout((0, 5, 6), "f4", layout=layout, dims=("time", "y", "x"))
+    assert planned.chunks == planned.blocks == (0, 5, 6)
+
+
+def test_empty_arrays_are_planned_for_windows() -> None:
+    planned = plan_layout((0, 5, 6), "f4", access=[((1, -1, -1), 1)])
+    assert planned.chunks == (0, 5, 6)
+
+
 @pytest.mark.parametrize(
     "patch",
     [
         (64, 192, 128),
         [64, 192, 128],
-        (7, 64, 192, 128),
+        (1, 64, 192, 128),
         {"z": 64, "x": 128},
-        {"channel": 7, "z": np.int32(64), "y": 192, "x": 128},
+        {"channel": 1, "z": np.int32(64), "y": 192, "x": 128},
     ],
 )
 def test_every_spelling_of_a_patch_means_the_same(patch: Any) -> None:
     dims = ("channel", "z", "y", "x")
-    layout = plan_layout((3, 200, 300, 400), "f4", patch=patch, dims=dims)
-    chunks, blocks = comp_blosc2_params_spatial_only_magnitude(
-        (3, 200, 300, 400), (64, 192, 128), [False, True, True, True]
+    layout = plan_layout((3, 200, 300, 400), "f4", patch=patch, dims=dims, caches=CACHES)
+    by_axis = plan_layout(
+        (3, 200, 300, 400), "f4", patch=(1, 64, 192, 128), spatial=(1, 2, 3), caches=CACHES
     )
-    assert layout == Layout(chunks=tuple(chunks), blocks=tuple(blocks), patch=(64, 192, 128))
+    assert (layout.chunks, layout.blocks) == (by_axis.chunks, by_axis.blocks)
+    assert layout.patch == (64, 192, 128)
+    assert layout.cost().window == (1, 64, 192, 128)
 
 
 def test_one_int_holds_for_every_spatial_axis() -> None:
     dims = ("z", "time", "x")
-    layout = plan_layout((90, 9, 90), "f4", patch=64, dims=dims)
-    assert layout == plan_layout((90, 9, 90), "f4", patch=(64, 64), dims=dims)
+    layout = plan_layout((90, 9, 90), "f4", patch=64, dims=dims, caches=CACHES)
+    assert layout == plan_layout((90, 9, 90), "f4", patch=(64, 64), dims=dims, caches=CACHES)
     assert layout.patch == (64, 64)
+    assert layout.cost().window == (64, 1, 64)
 
 
-def test_no_patch_plans_for_the_whole_array() -> None:
-    layout = plan_layout((5, 60, 600), "f4", patch=None)
-    assert layout == plan_layout((5, 60, 600), "f4", patch=(5, 60, 600))
-    assert layout.patch == (5, 60, 600)
+def test_other_axes_may_be_read_whole() -> None:
+    """A patch of all channels decodes every one; the file records what is spatial."""
+    dims = ("y", "x", "channel")
+    one, all_ = (
+        plan_layout((512, 512, 4), "f4", patch=(128, 128, n), dims=dims, caches=CACHES)
+        for n in (1, 4)
+    )
+    assert one.patch == all_.patch == (128, 128)
+    assert (one.blocks[2], all_.blocks[2]) == (1, 4)
+
+
+def test_the_default_patch_is_192() -> None:
+    layout = plan_layout((600, 600, 600), "u1", caches=CACHES)
+    assert layout == plan_layout((600, 600, 600), "u1", patch=192, caches=CACHES)
+    assert layout.patch == (192, 192, 192)
+
+
+def test_a_patch_is_recorded_as_it_was_given_and_read_inside_the_array() -> None:
+    layout = plan_layout((20, 700), "u1", patch=(64, 128), caches=CACHES)
+    assert layout.patch == (64, 128)
+    assert layout.cost().window == (20, 128)
 
 
 def test_axes_without_a_spatial_name_are_all_planned_but_record_no_patch() -> None:
-    layout = plan_layout((100, 100), "f4", dims=("time", "channel"))
-    unnamed = plan_layout((100, 100), "f4")
+    layout = plan_layout((100, 100), "f4", dims=("time", "channel"), caches=CACHES)
+    unnamed = plan_layout((100, 100), "f4", caches=CACHES)
     assert (layout.chunks, layout.blocks) == (unnamed.chunks, unnamed.blocks)
     assert (layout.patch, unnamed.patch) == (None, (192, 192))
 
 
 @pytest.mark.parametrize("name", ["x", "y", "z", "spatial", "spatial_x", "spatial_2"])
 def test_spatial_names(name: str) -> None:
-    assert plan_layout((9, 9), "f4", dims=("channel", name)).chunks == (1, 9)
-    assert plan_layout((9, 9), "f4", dims=(name, "time")).chunks == (9, 1)
+    layout = plan_layout((9, 9), "f4", dims=("channel", name))
+    assert (layout.cost().window, layout.patch) == ((1, 9), (192,))
+    layout = plan_layout((9, 9), "f4", dims=(name, "time"))
+    assert (layout.cost().window, layout.patch) == ((9, 1), (192,))
 
 
 @pytest.mark.parametrize("name", ["xx", "non_spatial", "X", "t", "components"])
 def test_other_names_are_not_spatial(name: str) -> None:
-    assert plan_layout((9, 9), "f4", dims=("x", name)).chunks == (9, 1)
+    assert plan_layout((9, 9), "f4", dims=("x", name)).cost().window == (9, 1)
+
+
+def test_spatial_axes_by_number_go_before_names() -> None:
+    layout = plan_layout((9, 9, 9), "f4", dims=("x", "q", "y"), spatial=(1,), patch=4)
+    assert (layout.cost().window, layout.patch) == ((1, 4, 1), (4,))
+
+
+@pytest.mark.parametrize("spatial", [(2,), (-1,), (1, 0), (0, 0), (0, 1, 2), (0.0,), ("x",)])
+def test_impossible_spatial_axes_are_refused(spatial: Any) -> None:
+    with pytest.raises(LayoutError, match="spatial"):
+        plan_layout((9, 9), "f4", spatial=spatial, patch=4)
+
+
+def test_no_patch_leaves_the_choice_to_blosc2(tmp_path: Path) -> None:
+    for shape, dtype in [((5, 60, 600), "f4"), ((1000, 1000), "i2"), ((7,), "u1")]:
+        layout = plan_layout(shape, dtype, patch=None, codec=Codec.parse("zstd-3"))
+        expected = blosc2.compute_chunks_blocks(
+            shape, dtype=np.dtype(dtype), cparams={"codec": blosc2.Codec.ZSTD, "clevel": 3}
+        )
+        assert (layout.chunks, layout.blocks) == tuple(map(tuple, expected))
+        assert layout.patch is None
+        assert layout.basis is not None
+        assert (layout.basis.rule, layout.basis.windows) == ("Blosc2", ())
+        # Blosc2 opens what it chose.
+        values = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+        frame = make_frame(values, chunks=layout.chunks, blocks=layout.blocks)
+        array = blosc2.ndarray_from_cframe(frame)
+        assert (array.chunks, array.blocks) == (layout.chunks, layout.blocks)
+        np.testing.assert_array_equal(array[...], values)
+
+
+# ---------------------------------------------------------------------------------------------
+# Caches and codec
+
+
+def test_caches_may_be_spelled_in_every_way() -> None:
+    spellings: list[Any] = [
+        CACHES,
+        "l1=32KiB,l2=1MiB,l3=2MiB",
+        {"l1": 32768, "l2": "1MiB", "l3": "2 MiB"},
+    ]
+    plans = {plan_layout((96, 512, 512), "i2", caches=caches) for caches in spellings}
+    assert len(plans) == 1
+
+
+def test_caches_are_those_of_this_machine_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan_layout((9, 9), "i2").basis == plan_layout((9, 9), "i2", caches="local").basis
+    basis = plan_layout((9, 9), "i2").basis
+    assert basis is not None
+    assert basis.caches == detect_caches()
+    monkeypatch.setenv("MLARRAY_XR_CACHES", "l1=32KiB,l2=1MiB,l3=2MiB")
+    basis = plan_layout((9, 9), "i2").basis
+    assert basis is not None
+    assert basis.caches == CACHES
+
+
+def test_caches_decide() -> None:
+    small = CacheSizes(l1_bytes=16 << 10, l2_bytes=256 << 10, l3_bytes=1 << 20)
+    large = CacheSizes(l1_bytes=128 << 10, l2_bytes=2 << 20, l3_bytes=8 << 20)
+    near, far = (
+        [plan_layout((1024,) * 3, "i2", patch=64, caches=c, remote=r) for c in (small, large)]
+        for r in (False, True)
+    )
+    assert near[0].chunk_bytes(2) <= 1 << 20
+    assert far[0].chunk_bytes(2) <= 1 << 20 < far[1].chunk_bytes(2) <= 8 << 20
+
+
+def test_a_codec_is_given_as_text_or_value() -> None:
+    text, value = (
+        plan_layout((96, 512, 512), "i2", codec=codec, caches=CACHES)
+        for codec in ("zstd-3-bitshuffle", Codec.parse("zstd-3-bitshuffle"))
+    )
+    assert text.basis == value.basis
+    assert text == value
+    assert text.basis is not None
+    assert text.basis.codec == Codec.parse("zstd-3-bitshuffle")
+
+
+def test_the_default_codec_is_planned_for_when_none_is_known() -> None:
+    unknown, known = (
+        plan_layout((96, 512, 512), "i2", codec=codec, caches=CACHES)
+        for codec in (None, DEFAULT_CODEC)
+    )
+    assert unknown == known
+    assert unknown.cost() == known.cost()
+
+
+def test_slower_codecs_take_longer_for_the_same_shapes() -> None:
+    fast, slow = (
+        plan_layout((256, 512, 512), "i2", chunks=64, blocks=16, codec=codec, caches=CACHES)
+        for codec in ("lz4-9-bitshuffle", "zstd-9-none")
+    )
+    assert slow.cost(64).blocks == fast.cost(64).blocks
+    assert slow.cost(64).milliseconds > fast.cost(64).milliseconds
+
+
+def test_unknown_codecs_are_refused() -> None:
+    with pytest.raises(LayoutError, match=r"codec 'lz5-1'|codec 'lz5' is not one of"):
+        plan_layout((9, 9), "i2", codec="lz5-1")
+
+
+# ---------------------------------------------------------------------------------------------
+# Given chunks and blocks
 
 
 @pytest.mark.parametrize(
@@ -195,38 +297,27 @@ def test_given_chunks_and_blocks_are_kept_and_clipped(
     assert (layout.chunks, layout.blocks) == expected
     assert layout.patch is None
     assert all(type(n) is int for n in layout.chunks + layout.blocks)
+    assert layout.basis is not None
+    assert (layout.basis.rule, layout.basis.windows) == ("given", ())
 
 
-@pytest.mark.parametrize(
-    ("chunks", "dims", "dtype", "blocks"),
-    [
-        ((64, 64, 64), None, "f4", (16, 16, 16)),
-        ((96, 96, 96), None, "f4", (16, 16, 20)),
-        ((1, 512, 512), None, "f4", (1, 74, 74)),
-        ((4, 64, 64), ("channel", "y", "x"), "f4", (1, 64, 64)),
-        ((10, 10, 10), None, "u1", (10, 10, 10)),
-    ],
+@given(
+    shape=st.lists(st.integers(1, 3000), min_size=1, max_size=5).map(tuple),
+    chunk=st.integers(1, 300),
+    itemsize=st.sampled_from([1, 2, 3, 4, 8, 255]),
 )
+@settings(max_examples=75)
 def test_blocks_for_given_chunks_are_evened_out(
-    chunks: tuple[int, ...], dims: tuple[str, ...] | None, dtype: str, blocks: tuple[int, ...]
+    shape: tuple[int, ...], chunk: int, itemsize: int
 ) -> None:
-    layout = plan_layout((600, 600, 600), dtype, chunks=chunks, dims=dims)
-    assert (layout.chunks, layout.blocks) == (chunks, blocks)
-
-
-@given(request=requests())
-@settings(max_examples=200, deadline=None)
-def test_blocks_chosen_for_given_chunks_fit_the_cache_with_less_than_a_block_to_spare(
-    request: tuple[tuple[int, ...], list[bool], tuple[int, ...], int],
-) -> None:
-    shape, mask, _, size = request
-    chunks = tuple(min(n, 256) for n in shape)
-    assume(math.prod(chunks) * size <= 2**30)
-    layout = plan_layout(shape, f"V{size}", chunks=256, dims=names(mask))
+    chunks = tuple(min(n, chunk) for n in shape)
+    n_chunks = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
+    assume(math.prod(chunks) * itemsize <= 1 << 30 and n_chunks <= MAX_CHUNKS)
+    layout = plan_layout(shape, f"V{itemsize}", chunks=chunk, caches=CACHES)
     assert layout.chunks == chunks
-    assert math.prod(layout.blocks) * size <= L1_SHARE
-    for chunk, padded, count in zip(chunks, layout.padded_chunk, layout.block_grid, strict=True):
-        assert chunk <= padded < chunk + count
+    assert math.prod(layout.blocks) * itemsize <= max(CACHES.l2_bytes // 2, itemsize)
+    for extent, padded, count in zip(chunks, layout.padded_chunk, layout.block_grid, strict=True):
+        assert extent <= padded < extent + count
 
 
 def test_planned_layouts_are_accepted_by_blosc2() -> None:
@@ -261,8 +352,17 @@ def test_the_number_of_chunks_is_limited() -> None:
     plan_layout((MAX_CHUNKS,), "u1", chunks=1)
     with pytest.raises(LayoutError, match=r"makes 268435456 chunks; a frame's index holds"):
         plan_layout((MAX_CHUNKS + 1,), "u1", chunks=1)
-    with pytest.raises(LayoutError, match=r"makes 300000000 chunks; .* give larger chunks="):
-        plan_layout((300_000_000, 2), "u1", dims=("time", "x"))
+
+
+def test_an_array_that_no_frame_holds_is_refused() -> None:
+    with pytest.raises(LayoutError, match=r"Blosc2 holds 2147483615|frame"):
+        plan_layout((10**7, 10**7, 10**7), "f8")
+    with pytest.raises(LayoutError, match=r"makes \d+ chunks; a frame's index holds"):
+        plan_layout((10**7, 10**7), "f8", strategy="mlarray-0.0.54", patch=1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -282,8 +382,6 @@ def test_the_number_of_chunks_is_limited() -> None:
         ({"patch": {"x": 4}}, r"patch=\{'x': 4\} goes by dimension name; give dims="),
         ({"patch": {"q": 4}, "dims": "yx"}, r"patch names \['q'\]; the dimensions are \('y', 'x'"),
         ({"patch": {"x": -4}, "dims": "yx"}, r"patch holds -4; every size"),
-        ({"patch": 64, "chunks": 64}, r"patch=64 and chunks=64 exclude each other; give the patch"),
-        ({"patch": None, "chunks": 64}, r"patch=None and chunks=64 exclude each other"),
         ({"blocks": 8}, r"blocks=8 were given without chunks; give both or neither"),
         ({"blocks": 8, "patch": 8}, r"blocks=8 were given without chunks"),
         ({"chunks": (64,)}, r"chunks=\(64,\) has 1 entries for 2 axes; give one per axis, one int"),
@@ -293,12 +391,67 @@ def test_the_number_of_chunks_is_limited() -> None:
         ({"chunks": 64, "blocks": (8, 8, 8)}, r"blocks=\(8, 8, 8\) has 3 entries for 2 axes"),
         ({"chunks": 64, "blocks": (8, 0)}, r"blocks holds 0; every size"),
         ({"chunks": 64, "blocks": {"q": 1}, "dims": "yx"}, r"blocks names \['q'\]"),
+        ({"layout": "fast"}, r"layout='fast' is no preset; there are frames, series, balanced"),
+        ({"layout": "frames"}, r"layout='frames' is for series, and of \(100, 100\) all axes"),
+        ({"access": []}, r"access=\[\] holds no window"),
+        ({"caches": "l1=0"}, r"caches= says that L1 is '0'"),
+        ({"caches": 32768}, r"caches= is 32768"),
+        ({"strategy": "mlarray-0.0.48"}, r"strategy='mlarray-0.0.48' is (unknown|not known)"),
     ],
 )
 def test_impossible_requests_are_refused(request_: dict[str, Any], message: str) -> None:
     full: dict[str, Any] = {"shape": (100, 100), "dtype": "f4", **request_}
     with pytest.raises(LayoutError, match=message):
         plan_layout(full.pop("shape"), full.pop("dtype"), **full)
+
+
+WAYS: dict[str, Any] = {
+    "patch": 64,
+    "access": [((1, -1, -1), 1)],
+    "layout": "frames",
+    "chunks": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(a, b) for i, a in enumerate(WAYS) for b in list(WAYS)[i + 1 :]]
+)
+def test_of_two_ways_to_decide_both_are_named(one: str, other: str) -> None:
+    with pytest.raises(LayoutError, match=rf"{one}=.* and {other}=.* exclude each other"):
+        plan_layout((9, 9, 9), "f4", dims=("time", "y", "x"), **{n: WAYS[n] for n in (one, other)})
+
+
+@pytest.mark.parametrize("other", ["access", "layout", "chunks"])
+@pytest.mark.parametrize("patch", [None, "64"])
+def test_a_patch_that_is_none_or_nonsense_is_given_as_well(other: str, patch: Any) -> None:
+    request: dict[str, Any] = {"patch": patch, other: WAYS[other]}
+    with pytest.raises(LayoutError, match=rf"patch={patch!r}"):
+        plan_layout((9, 9, 9), "f4", dims=("time", "y", "x"), **request)
+
+
+@pytest.mark.parametrize(
+    "request_", [{"patch": None}, {"layout": "frames"}, {"access": [((9, 9, 9), 1)]}, {"chunks": 4}]
+)
+def test_strategies_plan_for_patches_only(request_: dict[str, Any]) -> None:
+    dims = ("time", "y", "x")
+    with pytest.raises(LayoutError, match=r"strategy='mlarray-0.0.54' plans for one patch; give"):
+        plan_layout((9, 9, 9), "f4", dims=dims, strategy="mlarray-0.0.54", **request_)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strategy"),
+    [((3,) * 16, "mlarray-0.0.54"), ((9, 9, 9, 9), "mlarray-0.0.53"), ((0, 4), "mlarray-0.0.54")],
+)
+def test_what_a_rule_has_no_answer_to_is_refused_and_can_be_planned(
+    shape: tuple[int, ...], strategy: Any
+) -> None:
+    with pytest.raises(LayoutError, match=rf"strategy='{strategy}' was asked for .* To fix: leave"):
+        plan_layout(shape, "f4", strategy=strategy)
+    assert plan_layout(shape, "f4").chunks
+
+
+# ---------------------------------------------------------------------------------------------
+# The value
 
 
 @pytest.mark.parametrize(
@@ -313,6 +466,14 @@ def test_impossible_requests_are_refused(request_: dict[str, Any], message: str)
         ({"chunks": (4,), "blocks": (4,), "patch": (1, 1)}, r"patch \(1, 1\) does not fit 1 axes"),
         ({"chunks": (4,), "blocks": (4,), "patch": (0,)}, r"patch \(0,\) does not fit 1 axes"),
         ({"chunks": (4,), "blocks": (4,), "patch": ()}, r"patch \(\) does not fit 1 axes"),
+        (
+            {
+                "chunks": (4,),
+                "blocks": (4,),
+                "basis": Basis(shape=(4, 4), itemsize=1, caches=CACHES),
+            },
+            r"a layout of 1 axes is not for an array of \(4, 4\)",
+        ),
     ],
 )
 def test_layouts_are_checked_at_birth(fields: dict[str, Any], message: str) -> None:
@@ -331,5 +492,96 @@ def test_a_layout_knows_its_padding() -> None:
 
 def test_a_layout_is_a_value() -> None:
     layout = plan_layout((100, 100), "f4")
-    assert pickle.loads(pickle.dumps(layout)) == layout
+    copy = pickle.loads(pickle.dumps(layout))
+    assert copy == layout
+    assert copy.basis == layout.basis
+    assert copy.cost() == layout.cost()
     assert hash(layout) == hash(plan_layout((100, 100), "<f4"))
+
+
+def test_what_a_layout_is_for_is_neither_compared_nor_shown() -> None:
+    layout = plan_layout((100, 100), "f4", patch=50, caches=CACHES)
+    bare = Layout(chunks=layout.chunks, blocks=layout.blocks, patch=(50, 50))
+    assert layout == bare
+    assert hash(layout) == hash(bare)
+    assert repr(layout) == repr(bare)
+    assert repr(bare) == f"Layout(chunks={bare.chunks}, blocks={bare.blocks}, patch=(50, 50))"
+    assert layout != Layout(chunks=layout.chunks, blocks=layout.blocks)
+
+
+def test_a_layout_pickles_small() -> None:
+    layout = plan_layout((3,) * 16, "u1", patch=3, dims=tuple("abcdefghijklmzyx"))
+    assert len(pickle.dumps(layout)) < 2000
+
+
+# ---------------------------------------------------------------------------------------------
+# Its costs: those of tests/test_read_cost.py, for the array and the windows it knows
+
+
+def test_costs_are_those_of_the_patch_that_was_planned_for() -> None:
+    layout = plan_layout((40, 50, 60), "i2", patch=(16, 17, 18), caches=CACHES)
+    assert layout.cost() == layout.cost((16, 17, 18))
+    assert layout.cost().window == (16, 17, 18)
+
+
+@pytest.mark.parametrize(
+    ("patch", "window"),
+    [
+        ("default", (1, 100, 100)),
+        (8, (1, 8, 8)),
+        ((8, 9), (1, 8, 9)),
+        ((3, 8, 9), (3, 8, 9)),
+        ({"x": 9}, (1, 100, 9)),
+        ({"time": 2, "y": 1, "x": 10**9}, (2, 1, 100)),
+    ],
+)
+def test_costs_of_other_patches(patch: Any, window: tuple[int, ...]) -> None:
+    dims = ("time", "y", "x")
+    layout = plan_layout((5, 100, 100), "i2", dims=dims, chunks=50, blocks=10, caches=CACHES)
+    cost = layout.cost(patch)
+    assert cost.window == window
+    assert cost.wanted_bytes == 2 * math.prod(window)
+
+
+def test_the_first_window_is_the_cost_of_several() -> None:
+    access: Any = [((1, -1), 1), ((-1, 1), 5)]
+    layout = plan_layout((60, 70), "i2", access=access, caches=CACHES)
+    assert layout.cost().window == (1, 70)
+
+
+def test_costs_by_hand() -> None:
+    layout = plan_layout((60, 512, 512), "f4", chunks=(1, 512, 512), blocks=(1, 64, 64))
+    cost = layout.cost((1, 64, 64))
+    # 449 offsets along each axis, of which eight touch one block and all others two.
+    along = (8 + 441 * 2) / 449
+    assert cost.chunks == 1
+    assert cost.blocks == pytest.approx(along**2)
+    assert cost.amplification == pytest.approx(along**2)
+    assert cost.decoded_bytes == cost.working_set_bytes == pytest.approx(along**2 * 64 * 64 * 4)
+
+
+def test_costs_that_cannot_be_known_are_refused() -> None:
+    with pytest.raises(LayoutError, match=r"was planned for no patch; say which one: layout.cost"):
+        plan_layout((9, 9), "i2", chunks=3).cost()
+    with pytest.raises(LayoutError, match=r"was planned for no patch"):
+        plan_layout((9, 9), "i2", patch=None).cost()
+    with pytest.raises(LayoutError, match=r"does not say of which array it is. To fix: take it"):
+        Layout(chunks=(3,), blocks=(3,)).cost(3)
+    with pytest.raises(LayoutError, match=r"an array of \(0, 9\) has no patch to read"):
+        plan_layout((0, 9), "i2").cost()
+    with pytest.raises(LayoutError, match=r"patch holds 0; every size"):
+        plan_layout((9, 9), "i2").cost(0)
+
+
+def test_scalars_cost_one_block() -> None:
+    layout = plan_layout((), "f8")
+    cost = layout.cost("default")
+    assert (cost.window, cost.chunks, cost.blocks, cost.wanted_bytes) == ((), 1, 1, 8)
+    assert cost.amplification == 1
+
+
+def test_windows_that_a_layout_was_planned_for_are_known() -> None:
+    basis = plan_layout((20, 700), "u1", patch=(64, 128)).basis
+    assert basis is not None
+    assert basis.windows == (Window(shape=(20, 128)),)
+    assert (basis.shape, basis.itemsize, basis.rule) == ((20, 700), 1, "searched")

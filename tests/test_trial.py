@@ -25,7 +25,8 @@ from mlarray_xr.explore.phantom import phantom_part
 from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
 from mlarray_xr.planning.codec_choice import CodecTrial, choose_codec_from
 from mlarray_xr.planning.codec_cost import WITH_COSTS, decode_cost, encode_cost
-from mlarray_xr.planning.layout import Layout, plan_layout
+from mlarray_xr.planning.layout import Layout
+from mlarray_xr.planning.layout_plan import plan_layout
 from mlarray_xr.storage import trial
 from mlarray_xr.storage.encode import FramePlan, encode_part
 from mlarray_xr.storage.trial import choose_codec, choose_codec_for
@@ -131,9 +132,17 @@ def data(name: str) -> NDArray[Any]:
     return values
 
 
+def fitted_layout(values: NDArray[Any]) -> Layout:
+    """The blocks that the costs were fitted with."""
+    return plan_layout(values.shape, values.dtype, strategy="mlarray-0.0.54")
+
+
 @functools.cache
 def chosen(name: str, prefer: Preference = "balanced") -> Codec:
-    return choose_codec(data(name), prefer=prefer).codec
+    values = data(name)
+    layout = fitted_layout(values)
+    shapes = {"chunks": layout.chunks, "blocks": layout.blocks}
+    return choose_codec(values, prefer=prefer, **shapes).codec
 
 
 @functools.cache
@@ -142,7 +151,7 @@ def stored_bytes(name: str, codec: Codec) -> int:
     plan = FramePlan(
         shape=values.shape,
         dtype_str=values.dtype.str,
-        layout=plan_layout(values.shape, values.dtype),
+        layout=fitted_layout(values),
         codec=codec,
     )
     box = tuple((0, n) for n in values.shape)

@@ -35,6 +35,7 @@ import mlarray_xr
 from mlarray_xr.errors import ConversionError, LayoutError, SourceChanged, TargetBusy
 from mlarray_xr.format.metadata import Metadata, Spatial
 from mlarray_xr.planning.codec import Codec
+from mlarray_xr.planning.layout_plan import plan_layout
 from tests.strategies import boxes, dtypes, shapes, stored, values_of
 
 if TYPE_CHECKING:
@@ -486,7 +487,7 @@ def test_layouts_by_dimension_name(tmp_path: Path) -> None:
     mlarray_xr.to_mla(array, path, chunks={"time": 2, "x": 5})
     assert mlarray_xr.MlaArray(path).chunks == (2, 6, 8, 5)
     mlarray_xr.to_mla(array, path, patch={"z": 4, "y": 4, "x": 4}, mode="w")
-    assert mlarray_xr.MlaArray(path).chunks[0] == 1
+    assert mlarray_xr.MlaArray(path).blocks[0] == 1
     own = array.rename(time="my axis")
     mlarray_xr.to_mla(own, path, chunks={"my axis": 1, "y": 4}, mode="w")
     assert mlarray_xr.MlaArray(path).chunks == (1, 6, 4, 10)
@@ -504,14 +505,16 @@ def test_layouts_by_dimension_name(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", ["u1", "f4"])
-def test_the_default_layout_is_that_of_the_reference(
+def test_the_layout_of_a_release_is_that_of_the_reference(
     tmp_path: Path, shape: tuple[int, ...], labels: tuple[str, ...] | None, dtype: str
 ) -> None:
     values = np.zeros(shape, dtype)
     mlarray.MLArray(values, axis_labels=labels).save(str(tmp_path / "theirs.mla"))
     theirs = mlarray_xr.MlaArray(tmp_path / "theirs.mla")
     metadata = Metadata(spatial=Spatial(axis_labels=labels))
-    report = mlarray_xr.to_mla(values, tmp_path / "ours.mla", metadata=metadata)
+    spatial = metadata.spatial.spatial_axes(ndim=len(shape))
+    layout = plan_layout(shape, dtype, spatial=spatial, strategy="mlarray-0.0.54")
+    report = mlarray_xr.to_mla(values, tmp_path / "ours.mla", metadata=metadata, layout=layout)
     assert (report.layout.chunks, report.layout.blocks) == (theirs.chunks, theirs.blocks)
     stored_layout = mlarray_xr.MlaArray(report.path).metadata.blosc2
     assert stored_layout.patch_size == theirs.metadata.blosc2.patch_size

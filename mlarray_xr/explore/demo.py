@@ -20,7 +20,7 @@ from mlarray_xr.explore.preview import preview
 from mlarray_xr.foreign.formats import format_of_source
 from mlarray_xr.format.metadata import SPATIAL_LABELS, Metadata, Spatial
 from mlarray_xr.planning.grid import plan_part
-from mlarray_xr.planning.layout import plan_layout
+from mlarray_xr.planning.layout_plan import plan_layout
 from mlarray_xr.read import open_mla
 from mlarray_xr.record import stored_axes
 from mlarray_xr.write import to_mla

@@ -10,21 +10,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from mlarray_xr.dask import has_client, run_tasks
+from mlarray_xr.dask_caches import caches_for_write
 from mlarray_xr.dask_write import threads_per_process
 from mlarray_xr.errors import MlaError
 from mlarray_xr.foreign.case_folder import Obstacle, find_cases
 from mlarray_xr.foreign.recipe import Recipe, share_of
-from mlarray_xr.planning.write_plan import parse_bytes
+from mlarray_xr.planning.byte_amount import parse_bytes
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Future
 
+    from mlarray_xr.dask_caches import ClusterCaches
     from mlarray_xr.foreign.case import Case
+    from mlarray_xr.planning.access import Preset
+    from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.storage.job import Progress
 
 __all__ = ["CollectionReport", "convert_folder"]
@@ -109,6 +113,8 @@ def convert_folder(
     patch: Sizes | Literal["default"] | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
+    layout: Preset | None = None,
+    caches: CacheSizes | ClusterCaches | Mapping[str, int | str] | str | None = None,
     codec: str | Codec = "auto",
     mode: Literal["w-", "w"] = "w-",
     source_format: str | None = None,
@@ -135,9 +141,9 @@ def convert_folder(
     ----------
     src, dst
         Local folders; `dst` is made when it is missing, and not searched when it is inside `src`.
-    patch, chunks, blocks, codec, dataset, verify
-        As in `convert`, for every image. With `verify`, targets that were complete already are
-        compared as well.
+    patch, chunks, blocks, layout, caches, codec, dataset, verify
+        As in `convert`, for every image; caches are looked at once. With `verify`, targets that
+        were complete already are compared as well.
     mode
         ``"w-"`` refuses existing targets, but for what `resume` says; ``"w"`` replaces them.
     source_format
@@ -188,6 +194,8 @@ def convert_folder(
         patch=patch,
         chunks=chunks,
         blocks=blocks,
+        layout=layout,
+        caches=caches_for_write(caches),
         codec=codec,
         dataset=dataset,
         verify=verify,

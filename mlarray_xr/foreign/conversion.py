@@ -7,19 +7,25 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, cast
 
+from mlarray_xr.dask_caches import caches_for_write
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.case import Case
 from mlarray_xr.foreign.comparison import Comparison, find_difference
 from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_source, format_of_target
 from mlarray_xr.foreign.recipe import Recipe, opened, share_of
 from mlarray_xr.foreign.scratch import scratch_folder
-from mlarray_xr.planning.write_plan import parse_bytes
+from mlarray_xr.planning.byte_amount import parse_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mlarray_xr.array import MlaArray
+    from mlarray_xr.dask_caches import ClusterCaches
     from mlarray_xr.foreign.formats import Format
+    from mlarray_xr.planning.access import Preset
+    from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.job import Progress
 
@@ -33,6 +39,8 @@ def convert(
     patch: Sizes | Literal["default"] | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
+    layout: Preset | None = None,
+    caches: CacheSizes | ClusterCaches | Mapping[str, int | str] | str | None = None,
     codec: str | Codec = "auto",
     mode: Literal["w-", "w"] = "w-",
     source_format: str | None = None,
@@ -60,7 +68,7 @@ def convert(
     ----------
     src, dst
         Local paths; their suffixes tell the formats.
-    patch, chunks, blocks, codec
+    patch, chunks, blocks, layout, caches, codec
         Layout and compression of an `.mla` target, as in `to_mla`.
     mode
         ``"w-"`` refuses an existing target, ``"w"`` replaces it. Replacing the source is safe.
@@ -123,6 +131,8 @@ def convert(
         patch=patch,
         chunks=chunks,
         blocks=blocks,
+        layout=layout,
+        caches=None if caches is None else caches_for_write(caches),
         codec=codec,
         dataset=dataset,
         verify=verify,
@@ -156,8 +166,8 @@ def _export(
     """Convert an `.mla` file to another format."""
     if resume or replace(recipe, verify=False, memory_limit=None) != Recipe():
         raise ConversionError(
-            f"{case.target}: patch, chunks, blocks, codec, dataset or resume were given, and "
-            f"{written.name} files have none of them. To fix: leave them out"
+            f"{case.target}: patch, chunks, blocks, layout, caches, codec, dataset or resume were "
+            f"given, and {written.name} files have none of them. To fix: leave them out"
         )
     assert written.write_image is not None
     array = cast("MlaArray", opened(case, scratch_dir=None, dataset=None).values)

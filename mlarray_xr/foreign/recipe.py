@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from mlarray_xr.foreign.case import Case
     from mlarray_xr.foreign.image import ForeignImage, LazyArray
     from mlarray_xr.foreign.origin import Origin, Step
+    from mlarray_xr.planning.access import Preset
+    from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.grid import Box
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.job import Progress
 
@@ -38,6 +40,10 @@ class Recipe:
     """Extents of a chunk, instead of `patch`."""
     blocks: Sizes | None = None
     """Extents of a block, instead of `patch`."""
+    layout: Preset | None = None
+    """A pattern of reading series, instead of `patch`."""
+    caches: CacheSizes | None = None
+    """Of the cores that will read; None are those of the machine that writes."""
     codec: str | Codec = "auto"
     """Compression."""
     dataset: str | None = None
@@ -68,7 +74,8 @@ class Recipe:
             sorted(size.items()) if isinstance(size, Mapping) else size
             for size in (self.patch, self.chunks, self.blocks)
         ]
-        return repr((sizes, str(self.codec), self.dataset))
+        asked = (sizes, str(self.codec), self.dataset)
+        return repr(asked if self.layout is None else (*asked, self.layout))
 
     def plan(self, case: Case, *, overwrite: bool, resume: bool) -> tuple[Step, Origin]:
         """Decide what happens to a target; returns what it would record, too.
@@ -129,6 +136,8 @@ class Recipe:
                 patch=self.patch,
                 chunks=self.chunks,
                 blocks=self.blocks,
+                layout=self.layout,
+                caches=self.caches,
                 codec=self.codec,
                 mode="w" if overwrite else "w-",
                 metadata=metadata,

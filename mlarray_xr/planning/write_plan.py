@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Layout
 
-__all__ = ["Parts", "check_chunk_borders", "parse_bytes", "plan_parts", "recut"]
+__all__ = ["Parts", "check_chunk_borders", "plan_parts", "recut"]
 
 # Large enough that a scheduler's 3 ms per task vanish, small enough for any worker.
 _PART_BYTES = 128 << 20
@@ -25,8 +25,6 @@ _LARGEST_BYTES = 256 << 20
 _SMALLEST_BYTES = 16 << 20
 # A part in memory, what it was made from, and its compressed chunks.
 _COPIES = 3
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +107,14 @@ def plan_parts(
     in_flight: int,
     source_chunks: tuple[tuple[int, ...], ...] | None = None,
     memory_limit: int | None = None,
+    worker_bytes: int | None = None,
 ) -> Parts:
     """Decide the parts of a write.
 
-    Parts are near 128 MiB, of small arrays 32 MiB. The chunks of a Dask array are taken as they
-    are when their borders are borders of file chunks and they have from 16 to 256 MiB; otherwise
-    parts get the shape of such a chunk, rounded to whole file chunks.
+    Parts are near 128 MiB, of small arrays 32 MiB, and less where workers have little memory. The
+    chunks of a Dask array are taken as they are when their borders are borders of file chunks and
+    they have from 16 to 256 MiB; otherwise parts get the shape of such a chunk, rounded to whole
+    file chunks.
 
     Parameters
     ----------
@@ -130,6 +130,9 @@ def plan_parts(
         The chunks of a Dask array, along every axis.
     memory_limit
         Bytes that the parts of one process may take; makes parts smaller.
+    worker_bytes
+        Memory of a worker. Half of it is for parts, as far as whole chunks allow; what produces
+        the parts needs the rest.
 
     Raises
     ------
@@ -144,12 +147,13 @@ def plan_parts(
     (2, 2, 2)
     """
     ceiling, target = _LARGEST_BYTES, _PART_BYTES
+    smallest = math.prod(min(c, n) for c, n in zip(layout.chunks, shape, strict=True)) * itemsize
+    if worker_bytes is not None:
+        ceiling = min(ceiling, max(smallest, worker_bytes // 2 // (_COPIES * in_flight)))
+        target = min(target, ceiling)
     if memory_limit is not None:
         ceiling = min(ceiling, memory_limit // (_COPIES * in_flight))
         target = min(target, ceiling)
-        smallest = (
-            math.prod(min(c, n) for c, n in zip(layout.chunks, shape, strict=True)) * itemsize
-        )
         if ceiling < smallest:
             msg = (
                 f"memory_limit={memory_limit}: {in_flight} parts at a time of at least one chunk "
@@ -160,7 +164,7 @@ def plan_parts(
     if source_chunks is not None:
         source_chunks = tuple(tuple(n for n in along if n) or (0,) for along in source_chunks)
         kept = Parts(extents=source_chunks, in_flight=in_flight, itemsize=itemsize)
-        least = 0 if len(kept) <= 1 else _SMALLEST_BYTES
+        least = 0 if len(kept) <= 1 else min(_SMALLEST_BYTES, ceiling)
         is_sized = least <= kept.largest_bytes <= ceiling
         if is_sized and is_aligned(source_chunks, layout.chunks):
             return kept
@@ -261,31 +265,3 @@ def check_chunk_borders(
                     f"{chunk}}}); (3) chunks= or patch= of another size"
                 )
                 raise LayoutError(msg)
-
-
-def parse_bytes(amount: int | str) -> int:
-    """Return a number of bytes from a number or a text such as ``"2 GB"`` or ``"512MiB"``.
-
-    Raises
-    ------
-    ValueError
-        When the text is neither, or the number is not positive.
-
-    Examples
-    --------
-    >>> parse_bytes("1.5 GiB")
-    1610612736
-    """
-    number, factor = amount, 1
-    if isinstance(amount, str):
-        text = amount.strip().lower()
-        unit = next((u for u in sorted(_UNITS, key=len, reverse=True) if text.endswith(u)), "")
-        number, factor = text.removesuffix(unit).strip(), _UNITS.get(unit, 1)
-    try:
-        n_bytes = int(float(number) * factor)
-    except (TypeError, ValueError, OverflowError):
-        n_bytes = 0
-    if n_bytes < 1:
-        msg = f"{amount!r} is no amount of memory: give bytes, or a text such as '2GB' or '512MiB'"
-        raise ValueError(msg)
-    return n_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mlarray_xr.format.integrity import INTEGRITY_NAME, decode_integrity
 from mlarray_xr.format.limits import DEFAULT_LIMITS
 from mlarray_xr.format.metadata import Metadata
 from mlarray_xr.format.metadata_codec import decode_fixed_metadata, decode_metadata
+from mlarray_xr.format.planning_entry import PLANNING_BYTES, PLANNING_NAME, decode_planning
 from mlarray_xr.format.trailer import (
     METADATA_NAME,
     largest_table,
@@ -43,6 +44,7 @@ __all__ = [
     "read_index",
     "read_integrity",
     "read_payload",
+    "read_planning",
     "special_codes",
 ]
 
@@ -250,6 +252,30 @@ def read_integrity(source: LocalSource | BytesSource) -> Integrity | None:
         max_nbytes = largest_table(header.n_chunks)
         value = _entry(read, sections, INTEGRITY_NAME, max_nbytes=max_nbytes, what=what)
     return decode_integrity(unpack_bytes(value, name=what), header, name=source.name)
+
+
+def read_planning(source: LocalSource | BytesSource) -> dict[str, Any] | None:
+    """Return what the writer recorded of how the layout was decided.
+
+    None when there is nothing, or nothing that can be read.
+
+    Raises
+    ------
+    FormatError
+        When the frame is damaged.
+    SourceChanged
+        When the file changed since the source was made.
+    """
+    what = f"{source.name}: layout entry"
+    with _reading(source) as (read, size):
+        sections = _sections(read, size, name=source.name)
+        if PLANNING_NAME not in sections.entries:
+            return None
+        try:
+            value = _entry(read, sections, PLANNING_NAME, max_nbytes=2 * PLANNING_BYTES, what=what)
+            return decode_planning(unpack_bytes(value, name=what))
+        except FormatError:
+            return None  # nothing depends on it
 
 
 @contextlib.contextmanager

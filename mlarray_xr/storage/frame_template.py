@@ -6,7 +6,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from mlarray_xr.format.integrity import INTEGRITY_NAME
+from mlarray_xr.format.planning_entry import PLANNING_NAME, encode_planning
 from mlarray_xr.format.trailer import METADATA_NAME
+from mlarray_xr.storage.planning_record import planning_facts
 
 if TYPE_CHECKING:
     from mlarray_xr.storage.encode import FramePlan
@@ -36,6 +38,9 @@ def frame_template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[
     empty.schunk.vlmeta[METADATA_NAME] = metadata
     if integrity:
         empty.schunk.vlmeta[INTEGRITY_NAME] = integrity
+    planning = planning_facts(plan.layout)
+    if planning is not None:
+        empty.schunk.vlmeta[PLANNING_NAME] = encode_planning(planning)
     frame = empty.to_cframe()
     (header_len,) = struct.unpack_from(">i", frame, 11)
     (trailer_len,) = struct.unpack_from(">I", frame, len(frame) - 22)

@@ -21,7 +21,8 @@ from mlarray_xr.planning.codec_choice import (
     shortlist,
 )
 from mlarray_xr.planning.grid import box_shape
-from mlarray_xr.planning.layout import Layout, plan_layout
+from mlarray_xr.planning.layout import Layout
+from mlarray_xr.planning.layout_plan import plan_layout
 from mlarray_xr.storage.encode import FramePlan, encode_part
 from mlarray_xr.storage.read_pool import available_threads
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.grid import Box
-    from mlarray_xr.planning.layout import Sizes
+    from mlarray_xr.planning.sizes import Sizes
 
 __all__ = ["choose_codec", "choose_codec_for"]
 

@@ -1,0 +1,385 @@
+"""Timing patches: exact counts beside brute force, and times by a clock that reads wind on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections import Counter
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mlarray_xr import Layout, Metadata, MlaArray, plan_layout, to_mla
+from mlarray_xr.errors import LayoutError
+from mlarray_xr.explore import patch_timing
+from mlarray_xr.explore.patch_timing import (
+    chunk_boxes_of,
+    random_boxes,
+    time_patches,
+    touched_by,
+)
+from mlarray_xr.format.metadata import Spatial
+from mlarray_xr.planning.grid import box_shape
+from mlarray_xr.planning.read_cost import expected_cost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mlarray_xr.planning.grid import Box
+
+SHAPE = (30, 25, 40)
+CACHES = "l1=32KiB,l2=1MiB,l3=2MiB"
+
+
+@pytest.fixture(autouse=True)
+def _caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLARRAY_XR_CACHES", CACHES)
+
+
+def volume(shape: tuple[int, ...] = SHAPE, dtype: str = "int16") -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Layout]:
+    """Draw a shape, a window that fits, and a layout of it."""
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    window = tuple(draw(st.integers(1, n)) for n in shape)
+    chunks = tuple(draw(st.integers(1, n)) for n in shape)
+    blocks = tuple(draw(st.integers(1, c)) for c in chunks)
+    return shape, window, plan_layout(shape, "u2", chunks=chunks, blocks=blocks, caches=CACHES)
+
+
+def all_boxes(shape: tuple[int, ...], window: tuple[int, ...]) -> list[Box]:
+    starts = itertools.product(*(range(n - p + 1) for n, p in zip(shape, window, strict=True)))
+    return [tuple((a, a + p) for a, p in zip(s, window, strict=True)) for s in starts]
+
+
+def cells_of(box: Box, layout: Layout) -> tuple[int, int]:
+    """Count chunks and blocks by looking at every element."""
+    chunks, blocks = set(), set()
+    for element in itertools.product(*(range(*pair) for pair in box)):
+        chunk = tuple(e // c for e, c in zip(element, layout.chunks, strict=True))
+        inside = (e % c // b for e, c, b in zip(element, layout.chunks, layout.blocks, strict=True))
+        chunks.add(chunk)
+        blocks.add((chunk, tuple(inside)))
+    return len(chunks), len(blocks)
+
+
+@given(drawn=layouts())
+@settings(max_examples=60)
+def test_counts_over_all_offsets_are_those_predicted(
+    drawn: tuple[tuple[int, ...], tuple[int, ...], Layout],
+) -> None:
+    shape, window, layout = drawn
+    boxes = all_boxes(shape, window)
+    counts = [touched_by(box, chunks=layout.chunks, blocks=layout.blocks) for box in boxes]
+    for box, count in zip(boxes, counts, strict=True):
+        assert count == cells_of(box, layout)
+    cost = layout.cost(window)
+    # One rounding per axis and the product.
+    for found, expected in zip(zip(*counts, strict=True), (cost.chunks, cost.blocks), strict=True):
+        assert float(Fraction(sum(found), len(boxes))) == pytest.approx(expected, rel=1e-14)
+
+
+def test_boxes_are_anywhere_and_the_same_for_the_same_seed() -> None:
+    shape, window = (5, 7, 3), (4, 5, 3)
+    boxes = random_boxes(shape, window, count=3000, seed=1)
+    found = Counter(boxes)
+    assert set(found) == set(all_boxes(shape, window))
+    assert all(400 < n < 600 for n in found.values())
+    assert boxes == random_boxes(shape, window, count=3000, seed=1)
+    assert boxes != random_boxes(shape, window, count=3000, seed=2)
+    assert {type(edge) for box in boxes[:9] for pair in box for edge in pair} == {int}
+
+
+@given(drawn=layouts(), limit=st.integers(1, 600), seed=st.integers(0, 3))
+@example(
+    drawn=((9, 9), (2, 2), plan_layout((9, 9), "u2", chunks=(9, 9), blocks=(2, 4), caches=CACHES)),
+    limit=40,
+    seed=0,
+)
+@settings(max_examples=60)
+def test_chunks_are_different_ones_and_bounded(
+    drawn: tuple[tuple[int, ...], tuple[int, ...], Layout], limit: int, seed: int
+) -> None:
+    shape, window, layout = drawn
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patch_timing, "_CHUNKS_BYTES", limit)
+        boxes = chunk_boxes_of(shape, window, layout, itemsize=2, seed=seed)
+        assert boxes == chunk_boxes_of(shape, window, layout, itemsize=2, seed=seed)
+    assert 1 <= len(boxes) == len(set(boxes)) <= 16
+    for box in boxes:
+        assert cells_of(box, layout)[0] == 1
+        for (start, stop), n, c in zip(box, shape, layout.chunks, strict=True):
+            assert start % c == 0
+            assert start < stop <= n
+    n_bytes = 2 * sum(math.prod(box_shape(box)) for box in boxes)
+    one_block = max(math.prod(box_shape(box)) for box in boxes) <= math.prod(layout.blocks)
+    assert n_bytes <= limit or (len(boxes) == 1 and one_block)
+    if limit >= 2 * math.prod(layout.chunks):
+        for box in boxes:
+            ends = zip(box, layout.chunks, shape, strict=True)
+            assert all(stop == min(start + c, n) for (start, stop), c, n in ends)
+
+
+def test_chunks_are_those_that_patches_are_in() -> None:
+    layout = plan_layout((100, 100), "u1", chunks=(10, 10), blocks=(5, 5), caches=CACHES)
+    voxels = [chunk_boxes_of((100, 100), (81, 81), layout, itemsize=1, seed=i) for i in range(20)]
+    starts = Counter(start for boxes in voxels for box in boxes for start, _ in box)
+    assert starts[50] > 2 * starts[0]
+
+
+class Watch:
+    """A clock that only reads wind on, and a notebook of what was read."""
+
+    def __init__(self, take: Callable[[Watch, Box], float]) -> None:
+        self.now = 100.0
+        self.take = take
+        self.boxes: list[Box] = []
+        self.threads: list[int | None] = []
+        self.buffers: list[Any] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Watch:
+        read = MlaArray.read
+
+        def watched(array: MlaArray, box: Box, *, out: Any, threads: int | None) -> Any:
+            values = read(array, box, out=out, threads=threads)
+            self.now += self.take(self, box)
+            self.boxes.append(box)
+            self.threads.append(threads)
+            self.buffers.append(out)
+            return values
+
+        monkeypatch.setattr(MlaArray, "read", watched)
+        return self
+
+
+WRITTEN: dict[str, dict[str, Any]] = {
+    "planned": {"patch": 8},
+    "small": {"chunks": (8, 8, 8), "blocks": (4, 4, 4)},
+    "uneven": {"chunks": (7, 25, 11), "blocks": (3, 10, 4)},
+    "slices": {"chunks": (1, 25, 40), "blocks": (1, 25, 40)},
+    "whole": {"chunks": SHAPE, "blocks": (30, 5, 40)},
+    "Blosc2": {"patch": None},
+}
+
+
+@pytest.fixture(params=WRITTEN, ids=str)
+def array(request: pytest.FixtureRequest, tmp_path: Path) -> MlaArray:
+    to_mla(volume(), tmp_path / "a.mla", codec="zstd-1", **WRITTEN[request.param])
+    return MlaArray(tmp_path / "a.mla")
+
+
+def modelled_seconds(array: MlaArray, box: Box) -> float:
+    """Return the modelled time of a chunk, as if it were the whole array."""
+    layout = array.layout
+    assert layout.basis is not None
+    cost = expected_cost(
+        box_shape(box),
+        shape=box_shape(box),
+        chunks=layout.chunks,
+        blocks=layout.blocks,
+        itemsize=2,
+        model=layout.basis.model,
+    )
+    assert cost.chunks == 1
+    return cost.milliseconds / 1e3
+
+
+def test_a_machine_twice_as_slow_gets_twice_the_prediction(
+    array: MlaArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = (5, 9, 6)
+    patch_seconds = 2.5 * array.layout.cost(window).milliseconds / 1e3
+
+    def take(_: Watch, box: Box) -> float:
+        is_patch = box_shape(box) == window
+        return patch_seconds if is_patch else 2 * modelled_seconds(array, box)
+
+    watch = Watch(take).install(monkeypatch)
+    timing = time_patches(array, window, seconds=0.02, count=30, seed=4, clock=watch)
+    assert timing.machine_factor == pytest.approx(2)
+    assert timing.predicted == array.layout.cost(window)
+    assert timing.scaled_ms == pytest.approx(2 * timing.predicted_ms)
+    times = (timing.mean_ms, timing.median_ms, *timing.quartiles_ms)
+    assert times == pytest.approx((2.5 * timing.predicted_ms,) * 4)
+    assert timing.ratio == pytest.approx(1.25)
+    read = watch.boxes[-timing.n_reads :]
+    assert {box_shape(box) for box in read} == {window}
+    assert read[:30] == random_boxes(SHAPE, window, count=30, seed=4)
+    touched = [cells_of(box, array.layout) for box in read[:30]]
+    assert timing.chunks == pytest.approx(statistics.fmean(n for n, _ in touched))
+    assert timing.blocks == pytest.approx(statistics.fmean(n for _, n in touched))
+    per_block = math.prod(array.blocks) / math.prod(window)
+    assert timing.amplification == pytest.approx(timing.blocks * per_block)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> MlaArray:
+    to_mla(volume(), tmp_path / "small.mla", codec="zstd-1", **WRITTEN["small"])
+    return MlaArray(tmp_path / "small.mla")
+
+
+@pytest.mark.parametrize(("count", "n_different", "n_reads"), [(None, 50, 50), (20, 20, 50)])
+def test_patches_are_read_until_the_time_is_spent(
+    count: int | None,
+    n_different: int,
+    n_reads: int,
+    small: MlaArray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = Watch(lambda *_: 1 / 1024).install(monkeypatch)
+    timing = time_patches(small, 5, seconds=50 / 1024, count=count, clock=watch)
+    assert (timing.count, timing.n_reads) == (n_different, n_reads)
+    assert timing.mean_ms == 1000 / 1024
+    rounds = watch.boxes[-n_reads:]
+    assert rounds[n_different:] == (rounds * 2)[: n_reads - n_different]
+    # Three passes over 16 chunks, which take longer than a quarter of the time, and 13 patches.
+    assert len(watch.boxes) == 48 + 13 + n_reads
+
+
+def test_as_many_patches_as_asked_for_however_long_it_takes(
+    small: MlaArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(lambda *_: 1.0).install(monkeypatch)
+    timing = time_patches(small, 5, seconds=0.5, count=33, clock=watch)
+    assert (timing.count, timing.n_reads) == (33, 33)
+    timing = time_patches(small, 5, seconds=0.5, clock=watch)
+    assert (timing.count, timing.n_reads) == (1, 1)
+
+
+def test_what_is_kept_of_fast_patches_is_bounded(
+    small: MlaArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patch_timing, "_MOST_READS", 70)
+    watch = Watch(lambda *_: 1e-9).install(monkeypatch)
+    timing = time_patches(small, 5, seconds=1, count=40, clock=watch)
+    assert (timing.count, timing.n_reads) == (40, 70)
+
+
+def test_a_patch_takes_the_median_of_its_reads(
+    small: MlaArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one round adds, such as a cold disk, does not count; how patches differ does."""
+    weights = {box: i for i, box in enumerate(random_boxes(SHAPE, (5, 5, 5), count=9, seed=0))}
+    assert len(weights) == 9
+
+    def take(watch: Watch, box: Box) -> float:
+        if box not in weights:
+            return 1e-3
+        is_late = watch.boxes.count(box) % 3 == 2
+        return (weights[box] + 1) * 1e-3 + 0.5 * is_late
+
+    watch = Watch(take).install(monkeypatch)
+    timing = time_patches(small, 5, seconds=60, count=9, clock=watch)
+    assert timing.n_reads >= 27
+    times = np.arange(1.0, 10.0)
+    assert timing.mean_ms == pytest.approx(times.mean())
+    assert timing.median_ms == pytest.approx(5)
+    assert timing.quartiles_ms == pytest.approx(np.quantile(times, (0.25, 0.75)).tolist())
+
+
+def test_everything_goes_to_one_buffer_and_chunks_to_one_thread(
+    small: MlaArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(lambda *_: 1e-3).install(monkeypatch)
+    timing = time_patches(small, (5, 5, 5), seconds=0.01, count=4, threads=3, clock=watch)
+    assert timing.threads == 3
+    (base,) = {id(out.base): out.base for out in watch.buffers}.values()
+    assert base.size == 8**3
+    chunk_reads = 48
+    assert watch.threads[:chunk_reads] == [1] * chunk_reads
+    assert set(watch.threads[chunk_reads:]) == {3}
+    np.testing.assert_array_equal(
+        watch.buffers[-1], small[tuple(slice(*pair) for pair in watch.boxes[-1])]
+    )
+
+
+def test_a_real_clock_gives_real_numbers(array: MlaArray) -> None:
+    timing = time_patches(array, 5, seconds=0.005, count=3)
+    facts = json.loads(json.dumps(timing.to_plain()))
+    assert facts["window"] == [5, 5, 5]
+    numbers = {name: value for name, value in facts.items() if isinstance(value, float)}
+    assert len(numbers) == 12
+    assert all(0 < value < math.inf for value in numbers.values())
+    assert timing.quartiles_ms[0] <= timing.median_ms <= timing.quartiles_ms[1]
+
+
+def labelled(path: Path) -> MlaArray:
+    spatial = Spatial(axis_labels=("channel", "spatial_y", "spatial_x"))
+    metadata = Metadata(spatial=spatial, has_array=True)
+    to_mla(volume((3, 40, 50)), path, patch=8, codec="zstd-1", metadata=metadata)
+    return MlaArray(path)
+
+
+@pytest.mark.parametrize(
+    ("patch", "window"),
+    [
+        (10, (1, 10, 10)),
+        ((10, 20), (1, 10, 20)),
+        ((3, 10, 20), (3, 10, 20)),
+        ({"y": 10, "x": 20, "channel": 2}, (2, 10, 20)),
+        ("default", (1, 40, 50)),
+        (None, (1, 8, 8)),
+    ],
+)
+def test_a_patch_is_spelled_as_everywhere(
+    patch: Any, window: tuple[int, ...], tmp_path: Path
+) -> None:
+    timing = time_patches(labelled(tmp_path / "a.mla"), patch, seconds=0.001, count=1)
+    assert timing.window == timing.predicted.window == window
+
+
+def test_without_a_patch_anywhere_it_is_the_default(small: MlaArray) -> None:
+    assert small.layout.patch is None
+    assert time_patches(small, seconds=0.001, count=1).window == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch": (5, 26, 5)}, r"small.mla: patch \(5, 26, 5\) does not fit .* 26 along axis 1"),
+        ({"patch": 31}, "31 along axis 0 of 30.*at most 30"),
+        ({"patch": (5, 5)}, "2 entries for 3 spatial axes"),
+        ({"patch": 0}, "an integer >= 1"),
+        ({"patch": "large"}, "no patch"),
+        ({"count": 0}, "count=0 patches"),
+        ({"count": 100_001}, "1 to 100000"),
+        ({"seconds": 0}, "seconds=0 is no time"),
+        ({"seconds": math.inf}, "seconds=inf"),
+        ({"seconds": math.nan}, "seconds=nan"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(
+    options: dict[str, Any], message: str, small: MlaArray
+) -> None:
+    patch = options.pop("patch", 5)
+    with pytest.raises(LayoutError, match=message):
+        time_patches(small, patch, **options)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 4)])
+def test_arrays_without_patches_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    to_mla(np.zeros(shape, "int16"), tmp_path / "a.mla")
+    with pytest.raises(LayoutError, match=r"a\.mla: an array of shape .* has no patches"):
+        time_patches(MlaArray(tmp_path / "a.mla"), 1)
+
+
+def test_a_file_in_memory_is_timed_and_named(small: MlaArray) -> None:
+    assert small.path is not None
+    with open(small.path, "rb") as file:
+        held = MlaArray(file.read())
+    assert time_patches(held, 5, seconds=0.001, count=2).count == 2
+    with pytest.raises(LayoutError, match="the array in memory: patch"):
+        time_patches(held, 50)
