@@ -131,8 +131,8 @@ def render(tables: list[Table], *, machine: Machine, size: Size) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python -m benchmarks`: every number on this page comes from one run on one",
-        "machine. Contenders take turns within each repeat. `median` and `best` are over",
+        "Written by `python -m benchmarks`: the numbers of a table come from one run, all tables",
+        "from one machine. Contenders take turns within each repeat. `median` and `best` are over",
         f"{size.repeats} repeats; `ours is faster by` is the median of the ratios of each repeat,",
         "so that a busy moment counts for both. `CPU` is the CPU time of all threads, which other",
         "programs on the machine change little. Everything that was timed was first compared",

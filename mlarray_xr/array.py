@@ -166,7 +166,7 @@ class MlaArray(Shaped):
     @property
     def layout(self) -> Layout:
         """Chunks and blocks of the file, with what reading them costs on this machine."""
-        return file_layout(self._header, self.metadata)
+        return file_layout(self._header, self.metadata, self._planning())
 
     @property
     def metadata(self) -> Metadata:
@@ -195,8 +195,12 @@ class MlaArray(Shaped):
         ([4, 5], 'uint8', 1)
         """
         reader = "native" if native_library() is not None else "portable"
-        planned = checked_planning(read_planning(self._source), ndim=self.ndim)
+        planned = self._planning()
         return {"path": self.path, **self._header.facts(), "planned": planned, "reader": reader}
+
+    def _planning(self) -> dict[str, Any]:
+        """Return what the file records of how its layout was decided."""
+        return checked_planning(read_planning(self._source), ndim=self.ndim)
 
     def read(
         self,

@@ -16,6 +16,7 @@ from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.collection import convert_folder
 from mlarray_xr.foreign.conversion import convert
 from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_target
+from mlarray_xr.planning.access import PRESETS
 
 if TYPE_CHECKING:
     import argparse
@@ -51,6 +52,14 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     """Add what may be left out."""
     command.add_argument(
         "--patch", type=sizes, metavar="N|A,B,C", help="window to lay the file out for, voxels"
+    )
+    command.add_argument(
+        "--layout", choices=PRESETS, help="how a series is read, instead of a patch"
+    )
+    command.add_argument(
+        "--caches",
+        metavar="l1=32KiB,...",
+        help="of the cores that will read; default: this machine's, or the least of the cluster's",
     )
     command.add_argument(
         "--codec", default="auto", metavar="NAME-LEVEL", help="such as zstd-1; default: by trial"
@@ -146,6 +155,8 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
         limit //= options.scheduler
     return {
         "patch": "default" if options.patch is None else options.patch,
+        "layout": options.layout,
+        "caches": options.caches,
         "codec": options.codec,
         "mode": "w" if options.overwrite else "w-",
         "source_format": options.source_format,

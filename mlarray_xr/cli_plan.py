@@ -17,7 +17,7 @@ from mlarray_xr.cli_info import planned_text
 from mlarray_xr.cli_text import Outcome, to_json
 from mlarray_xr.errors import LayoutError
 from mlarray_xr.planning.access import PRESETS
-from mlarray_xr.planning.caches import caches_from
+from mlarray_xr.planning.caches import caches_from, detect_caches
 from mlarray_xr.planning.layout_plan import plan_layout
 from mlarray_xr.planning.reference_rules import STRATEGIES
 from mlarray_xr.record import stored_axes
@@ -224,16 +224,15 @@ def _compare(array: MlaArray, options: argparse.Namespace) -> _Comparison:
     file = array.layout
     assert file.basis is not None
     axes = stored_axes(array.metadata, array.ndim)
-    caches = file.basis.caches if options.caches is None else caches_from(options.caches)
     planned = plan_layout(
         array.shape,
         array.dtype,
         patch=_patch(file, options),
         dims=axes.dims,
         spatial=axes.spatial,
-        access=options.access,
+        access=_access(file, options),
         layout=options.layout,
-        caches=caches,
+        caches=caches_from(options.caches),
         codec=file.basis.codec,
         remote=options.remote,
         strategy=options.strategy,
@@ -256,12 +255,20 @@ def _patch(file: Layout, options: argparse.Namespace) -> Any:
     return file.patch or "default"
 
 
+def _access(file: Layout, options: argparse.Namespace) -> Any:
+    """Return the windows that are asked for; with nothing asked those of a file without a patch."""
+    asked = (options.patch, options.access, options.layout, options.strategy, file.patch)
+    if all(option is None for option in asked) and _basis(file).windows:
+        return [(window.shape, window.weight) for window in _basis(file).windows]
+    return options.access
+
+
 def _command(comparison: _Comparison, options: argparse.Namespace) -> str:
     """Return what makes a file of the planned layout."""
     path, planned = comparison.path, comparison.planned
     basis = _basis(planned)
-    beyond_convert = (options.access, options.layout, options.caches, options.strategy)
-    if options.remote or any(option is not None for option in beyond_convert):
+    windows = _access(comparison.array.layout, options)
+    if options.remote or windows is not None or options.strategy is not None:
         return (
             f"mlarray_xr.to_mla(mlarray_xr.open_mla({path!r}), {_NEW_FILE!r}, "
             f"chunks={planned.chunks}, blocks={planned.blocks})"
@@ -271,6 +278,10 @@ def _command(comparison: _Comparison, options: argparse.Namespace) -> str:
     if patch != "default":
         entries = (patch,) if isinstance(patch, int) else patch
         words += ["--patch", ",".join(map(str, entries))]
+    if options.layout is not None:
+        words += ["--layout", options.layout]
+    if options.caches is not None:
+        words += ["--caches", options.caches]
     if basis.codec is not None:
         words += ["--codec", str(basis.codec)]
     return shlex.join(words)
@@ -335,7 +346,7 @@ def _layout_facts(layout: Layout) -> dict[str, Any]:
         "patch": layout.patch and list(layout.patch),
         "rule": basis.rule,
         "codec": basis.codec and str(basis.codec),
-        "caches": basis.caches.to_plain(),
+        "caches": (basis.caches or detect_caches()).to_plain(),
         "remote": basis.remote,
         "reads": [
             {

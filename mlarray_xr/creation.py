@@ -139,7 +139,7 @@ def create(
             chunks=chunks,
             blocks=blocks,
             layout=layout,
-            caches=caches_from(caches),
+            caches=None if caches is None else caches_from(caches),
         ),
         codec=codec if choice is None else choice.codec,
         lossy=lossy,

@@ -314,13 +314,15 @@ def scheduler_client() -> Any:
     return owner if type(owner).__module__.split(".")[0] == "distributed" else None
 
 
-def worker_memory_bytes() -> int | None:
-    """Return the memory of the smallest worker of the active cluster; None without limits."""
+def thread_memory_bytes() -> int | None:
+    """Return the least memory per thread of the active cluster's workers; None without limits."""
     client = scheduler_client()
     if client is None or client.asynchronous:
         return None
-    workers = client.scheduler_info()["workers"].values()
-    return min((w["memory_limit"] for w in workers if w["memory_limit"]), default=None)
+    # Some releases tell of five workers unless they are asked for all.
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limited = [worker for worker in workers if worker["memory_limit"]]
+    return min((w["memory_limit"] // w["nthreads"] for w in limited), default=None)
 
 
 def is_dask(obj: object) -> bool:

@@ -1,7 +1,7 @@
 """The cache sizes of a cluster: every worker is asked, and the weakest node decides.
 
-Workers that join after the question are not known to a layout. What is believed of a cache is
-bounded, and so is the loss on a node with smaller ones; asking again tells.
+Workers that join later are not known to a layout. What is believed of a cache is bounded, and so is
+the loss on a node with smaller ones.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ import asyncio
 import contextlib
 import socket
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.dask import has_client, scheduler_client
-from mlarray_xr.errors import LayoutError, MissingDependencyError, MlaWarning, SourceError
-from mlarray_xr.planning.byte_amount import in_words
+from mlarray_xr.errors import (
+    LayoutError,
+    MissingDependencyError,
+    MlaError,
+    MlaWarning,
+    SourceError,
+)
 from mlarray_xr.planning.caches import CacheSizes, caches_from, detect_caches, smallest_caches
-from mlarray_xr.planning.explanation import Explanation
+from mlarray_xr.planning.nodes import ClusterCaches, NodeCaches, least_memory
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
@@ -25,14 +30,11 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
-__all__ = ["ClusterCaches", "NodeCaches", "caches_for_write", "cluster_caches"]
+__all__ = ["caches_for_write", "cluster_caches"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _LONGEST_NAME = 255
-_LARGEST_COUNT = 1 << 60
-# Every question is a connection to the scheduler, and the client keeps it.
-_MOST_ASKED = 32
-_HEADINGS = ("node", "workers", "threads", "memory per thread", "L1", "L2", "L3")
+_MOST_ASKED = 32  # every question is a connection to the scheduler that the client keeps
 _FIX = "give the cache sizes, such as caches='l1=32KiB,l2=1MiB,l3=2MiB'"
 _ASYNCHRONOUS = (
     "the workers were asked from the event loop of their asynchronous client, which would wait for "
@@ -41,126 +43,12 @@ _ASYNCHRONOUS = (
 _SAME_RELEASE = f"To fix: install the same release of mlarray-xr as here on all workers; or {_FIX}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeCaches:
-    """The cache sizes of one node: the machine or container that some of the workers see.
-
-    Raises
-    ------
-    LayoutError
-        If a name is not one printable line of at most 255 characters, or a number is no integer
-        that counts something.
-
-    Examples
-    --------
-    >>> sizes = CacheSizes(l1_bytes=32768, l2_bytes=1048576, l3_bytes=2097152)
-    >>> NodeCaches(host="gpu01", boot="", workers=2, threads=8, memory_bytes=None, caches=sizes)
-    NodeCaches(host='gpu01', workers=2, threads=8, memory_bytes=None, caches=CacheSizes(...))
-    """
-
-    host: str
-    """Its name."""
-    boot: str = field(repr=False)
-    """What tells apart nodes of the same name: the boot id on Linux, nothing elsewhere."""
-    workers: int
-    """Workers that answered; 0 where this process was asked instead."""
-    threads: int
-    """Threads of all its workers; without workers, those that this process may use."""
-    memory_bytes: int | None
-    """Smallest memory limit of its workers for each of their threads; None is unlimited."""
-    caches: CacheSizes
-    """Smallest among its workers, which may be confined to different cores."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be a node."""
-        for name in (self.host, self.boot):
-            line: Any = name
-            if not isinstance(line, str) or len(line) > _LONGEST_NAME or not line.isprintable():
-                raise LayoutError(
-                    "host or boot of a node is no name. To fix: one printable line of at most "
-                    f"{_LONGEST_NAME} characters"
-                )
-        counts = {"workers": self.workers, "threads": self.threads}
-        if self.memory_bytes is not None:
-            counts["memory_bytes"] = self.memory_bytes
-        for name, count in counts.items():
-            least = 0 if name == "workers" else 1
-            if type(count) is not int or not least <= count <= _LARGEST_COUNT:
-                raise LayoutError(
-                    f"{name} of a node, of type {type(count).__name__}, does not count it. "
-                    f"To fix: an integer from {least} to {_LARGEST_COUNT}"
-                )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ClusterCaches:
-    """The cache sizes of every node of a cluster, and those that suit them all.
-
-    Shows itself as a table, in notebooks as HTML.
-
-    Raises
-    ------
-    LayoutError
-        If there is no node.
-
-    Examples
-    --------
-    >>> old = CacheSizes(l1_bytes=32768, l2_bytes=262144, l3_bytes=2097152)
-    >>> new = CacheSizes(l1_bytes=49152, l2_bytes=2097152, l3_bytes=2097152)
-    >>> a = NodeCaches(host="a", boot="", workers=2, threads=8, memory_bytes=4 << 30, caches=new)
-    >>> b = NodeCaches(host="b", boot="", workers=1, threads=4, memory_bytes=None, caches=old)
-    >>> ClusterCaches(nodes=(a, b))
-    2 nodes, 3 workers, 12 threads
-    node  workers  threads  memory per thread      L1       L2     L3
-    a           2        8              4 GiB  48 KiB    2 MiB  2 MiB
-    b           1        4          unlimited  32 KiB  256 KiB  2 MiB
-    smallest: L1 32 KiB, L2 256 KiB, L3 2 MiB (smallest of 2, 2 distinct: given)
-    """
-
-    nodes: tuple[NodeCaches, ...]
-    """In the order of host and boot."""
-
-    def __post_init__(self) -> None:
-        """Refuse a cluster of nothing."""
-        if not self.nodes:
-            raise LayoutError("the caches of no node were asked for. To fix: give at least one")
-
-    @property
-    def smallest(self) -> CacheSizes:
-        """The minimum of every level over all nodes: what a layout should be planned for."""
-        return smallest_caches(node.caches for node in self.nodes)
-
-    @property
-    def thread_memory_bytes(self) -> int | None:
-        """The smallest memory that a thread may use; None where no worker has a limit."""
-        return _least_memory(self.nodes)
-
-    def __repr__(self) -> str:
-        return repr(self._table())
-
-    def _repr_html_(self) -> str:
-        """Return the table as HTML."""
-        return self._table()._repr_html_()
-
-    def _table(self) -> Explanation:
-        """Return one row per node."""
-        n_workers = sum(node.workers for node in self.nodes)
-        n_threads = sum(node.threads for node in self.nodes)
-        counts = {"node": len(self.nodes), "worker": n_workers, "thread": n_threads}
-        return Explanation(
-            head=(", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items()),),
-            rows=tuple(map(_row, self.nodes)),
-            foot=(f"smallest: {self.smallest}",),
-            headings=_HEADINGS,
-        )
-
-
 def cluster_caches(client: Client | None = None, *, timeout_seconds: float = 30) -> ClusterCaches:
     """Ask every worker of a cluster for the caches of its machine.
 
-    Nothing is queued behind tasks, and busy workers answer too. Workers that die meanwhile, or stay
-    silent until the timeout, are left out. A cluster without workers, such as an adaptive one, is
-    given a task to start one for. Workers that join later are not known: ask again.
+    Busy workers answer too; those that die meanwhile, or stay silent until the timeout, are left
+    out. A cluster without workers, such as an adaptive one, is given a task to start one for.
+    Workers that join later are not known: ask again.
 
     Parameters
     ----------
@@ -233,7 +121,8 @@ def caches_for_write(
     ----------
     caches
         ``"cluster"`` or None for the smallest of the cluster that a compute here would use, without
-        one for those of this machine; what :func:`cluster_caches` returned; or what
+        one for those of this machine; None as well for one that cannot be asked, with a warning;
+        what :func:`cluster_caches` returned; or what
         :func:`~mlarray_xr.planning.caches.caches_from` takes.
 
     Raises
@@ -250,9 +139,17 @@ def caches_for_write(
     """
     if isinstance(caches, ClusterCaches):
         return caches.smallest
-    if caches is None or (isinstance(caches, str) and caches.strip().lower() == "cluster"):
+    is_asked_for = isinstance(caches, str) and caches.strip().lower() == "cluster"
+    if caches is not None and not is_asked_for:
+        return caches_from(caches)
+    try:
         return cluster_caches().smallest
-    return caches_from(caches)
+    except MlaError as error:
+        if is_asked_for:
+            raise
+        # A write that nobody wants to go to a cluster must not fail for one.
+        warnings.warn(f"planned for this machine: {error}", MlaWarning, stacklevel=4)
+        return detect_caches()
 
 
 def _active_client() -> Client | None:
@@ -378,18 +275,6 @@ def _merged(workers: Sequence[NodeCaches]) -> NodeCaches:
         boot=workers[0].boot,
         workers=len(workers),
         threads=sum(worker.threads for worker in workers),
-        memory_bytes=_least_memory(workers),
+        memory_bytes=least_memory(workers),
         caches=smallest_caches(caches),
     )
-
-
-def _least_memory(nodes: Sequence[NodeCaches]) -> int | None:
-    """Return the smallest memory of a thread, None if none is limited."""
-    return min((n.memory_bytes for n in nodes if n.memory_bytes is not None), default=None)
-
-
-def _row(node: NodeCaches) -> tuple[str, ...]:
-    """Return one row of the table."""
-    sizes = (node.caches.l1_bytes, node.caches.l2_bytes, node.caches.l3_bytes)
-    memory = "unlimited" if node.memory_bytes is None else in_words(node.memory_bytes)
-    return (node.host, str(node.workers), str(node.threads), memory, *map(in_words, sizes))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Layout
+    from mlarray_xr.storage.encode import FramePlan
     from mlarray_xr.storage.job import Finished, PartRecord, Progress, WriteJob
 
 __all__ = [
@@ -67,8 +68,8 @@ def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da
     records = da.map_blocks(
         _write_block,
         aligned,
-        # Metadata may be megabytes; only the last task needs them.
-        job=replace(job, metadata=b""),
+        # Metadata may be megabytes; they and what the layout is for only the last task needs.
+        job=replace(job, metadata=b"", plan=_bare(job.plan)),
         dtype=object,
         chunks=tuple((1,) * n for n in job.parts.grid),
         meta=np.empty((0,) * array.ndim, object),
@@ -86,6 +87,11 @@ def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da
         meta=np.empty((), object),
     )
     return graph
+
+
+def _bare(plan: FramePlan) -> FramePlan:
+    """Return a plan that encodes the same chunks, without what their layout is for."""
+    return replace(plan, layout=replace(plan.layout, basis=None))
 
 
 def _records_per_task(grid: tuple[int, ...]) -> dict[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlarray_xr.dask import warn_of_many_tasks, worker_memory_bytes
+from mlarray_xr.dask import thread_memory_bytes, warn_of_many_tasks
 from mlarray_xr.dask_write import choose_on_worker
 from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.format.metadata import Stats, Storage
@@ -16,7 +16,7 @@ from mlarray_xr.format.metadata_codec import encode_metadata
 from mlarray_xr.planning.codec import Codec
 from mlarray_xr.planning.codec_choice import CodecChoice
 from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
-from mlarray_xr.prepared import claim_write, parts_in_flight
+from mlarray_xr.prepared import LARGER_PARTS, claim_write, parts_in_flight
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.encode import FramePlan
 from mlarray_xr.storage.job import part_of
@@ -98,10 +98,10 @@ def prepare_file(
         align_chunks=align_chunks,
         in_flight=parts_in_flight(uses_tasks=uses_tasks),
         memory_limit=memory_limit,
-        worker_bytes=worker_memory_bytes() if uses_tasks else None,
+        thread_bytes=thread_memory_bytes() if uses_tasks else None,
     )
     if uses_tasks:
-        warn_of_many_tasks(len(parts), fix="memory_limit= larger, or chunks of the Dask array")
+        warn_of_many_tasks(len(parts), fix=LARGER_PARTS)
     return claim_write(
         subject,
         path=path,
@@ -125,7 +125,7 @@ def _parts(
     align_chunks: bool,
     in_flight: int,
     memory_limit: int | None,
-    worker_bytes: int | None,
+    thread_bytes: int | None,
 ) -> Parts:
     """Decide the parts, and refuse chunks that do not fit when they must."""
     source_chunks = subject.values.chunks if subject.is_dask else None
@@ -138,7 +138,7 @@ def _parts(
         in_flight=in_flight,
         source_chunks=source_chunks,
         memory_limit=memory_limit,
-        worker_bytes=worker_bytes,
+        thread_bytes=thread_bytes,
     )
 
 

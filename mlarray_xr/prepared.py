@@ -38,7 +38,17 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.source import LocalSource
     from mlarray_xr.subject import Subject
 
-__all__ = ["PreparedWrite", "claim_write", "delayed_report", "parts_in_flight", "run_all"]
+__all__ = [
+    "LARGER_PARTS",
+    "PreparedWrite",
+    "claim_write",
+    "delayed_report",
+    "parts_in_flight",
+    "run_all",
+]
+
+LARGER_PARTS = "memory_limit= larger, workers with more memory, or larger chunks of the Dask array"
+"""What makes the parts of a write larger, for warnings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

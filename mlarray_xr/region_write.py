@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.dask import from_address, worker_memory_bytes
+from mlarray_xr.dask import from_address, thread_memory_bytes, warn_of_many_tasks
 from mlarray_xr.dask_write import merged_array
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.merged import Merged
@@ -19,7 +19,7 @@ from mlarray_xr.planning.assignment import fit_dtype
 from mlarray_xr.planning.grid import box_shape
 from mlarray_xr.planning.region import check_region_borders, plan_outer_box, plan_region
 from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
-from mlarray_xr.prepared import claim_write, parts_in_flight
+from mlarray_xr.prepared import LARGER_PARTS, claim_write, parts_in_flight
 from mlarray_xr.read import open_mla
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.edit import local_source
@@ -102,8 +102,10 @@ def prepare_region(
         in_flight=parts_in_flight(uses_tasks=uses_tasks),
         source_chunks=merged.chunks if uses_tasks else None,
         memory_limit=memory_limit,
-        worker_bytes=worker_memory_bytes() if uses_tasks else None,
+        thread_bytes=thread_memory_bytes() if uses_tasks else None,
     )
+    if uses_tasks:
+        warn_of_many_tasks(len(parts), fix=LARGER_PARTS)
     return claim_write(
         replace(subject, values=merged),
         path=path,

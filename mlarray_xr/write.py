@@ -23,13 +23,13 @@ from mlarray_xr.template import template_layout
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mlarray_xr.dask_caches import ClusterCaches
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.access import Preset
     from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.layout import Layout
+    from mlarray_xr.planning.nodes import ClusterCaches
     from mlarray_xr.planning.region import Region
     from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.prepared import PreparedWrite
@@ -66,7 +66,8 @@ def to_mla(
     ``<name>.mla.parts/`` beside the target; the last one joins the segments, reads samples back,
     forces the file to disk and gives it its name. No voxel passes through scheduler or client, an
     error leaves the target as it was, and of two writers of one file one succeeds. The same values,
-    layout, codec and parts give the same bytes, whatever computes them. The reference package reads
+    layout and caches it was planned for, codec and parts give the same bytes, whatever computes
+    them. The reference package reads
     the result: releases 0.0.49 to 0.0.54, of files that state a coordinate system 0.0.54 only,
     because older ones refuse that field.
 
@@ -93,8 +94,9 @@ def to_mla(
         `MlaArray`, or an array that was opened from one.
     caches
         Cache sizes of the cores that will read: ``"cluster"``, the least of all nodes of the active
-        distributed client, and without one those of this machine, which is the default; or what
-        `plan_layout` takes. The sizes and where they come from are recorded in the file.
+        distributed client, and without one those of this machine, which is the default; what
+        `cluster_caches` returned; or what `plan_layout` takes. A cluster without workers is waited
+        for, 30 s at most. The sizes and where they come from are recorded in the file.
     codec
         Compression, such as ``"lz4hc-8"`` or ``"zstd-1-bitshuffle"``, or what `choose_codec` chose
         for similar values. ``"auto"`` tries lossless codecs on samples, as `choose_codec` does; of

@@ -17,6 +17,9 @@ settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
+# Layouts are those of one machine, whichever runs the tests.
+os.environ["MLARRAY_XR_CACHES"] = "l1=32KiB,l2=1MiB,l3=2MiB"
+
 NATIVE = os.environ.get("MLARRAY_XR_NATIVE", "1") != "0"
 
 

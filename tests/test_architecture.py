@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "planning",
         "byte_amount grid selection shaped assignment region codec codec_cost cache_probes caches "
-        "sizes access touching read_cost explanation layout reference_rules blosc2_choice "
+        "sizes access touching read_cost explanation nodes layout reference_rules blosc2_choice "
         "layout_search layout_plan layout_request codec_choice write_plan",
     ),
     folder(

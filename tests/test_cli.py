@@ -319,7 +319,7 @@ def test_a_cluster_that_does_not_answer(
 def test_memory_is_shared_by_local_processes() -> None:
     parse = cli_convert._shared
     options = {"patch": None, "codec": "auto", "overwrite": False, "source_format": None}
-    options |= {"dataset": None, "resume": True, "verify": False}
+    options |= {"dataset": None, "resume": True, "verify": False, "layout": None, "caches": None}
     for scheduler, share in ((None, 1000), (4, 250), ("tcp://10.0.0.1:8786", 1000)):
         given = Namespace(**options, memory_limit=1000, scheduler=scheduler)
         assert parse(given)["memory_limit"] == share

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlarray_xr import dask_caches
-from mlarray_xr.dask_caches import ClusterCaches, NodeCaches, caches_for_write, cluster_caches
+from mlarray_xr.dask_caches import caches_for_write, cluster_caches
 from mlarray_xr.errors import (
     LayoutError,
     MissingDependencyError,
@@ -30,6 +30,7 @@ from mlarray_xr.errors import (
     SourceError,
 )
 from mlarray_xr.planning.caches import CacheSizes, detect_caches
+from mlarray_xr.planning.nodes import ClusterCaches, NodeCaches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,7 +147,6 @@ def test_equal_machines_are_one_node_and_count_as_this_one(cluster: Client) -> N
     assert [(node.host, node.workers, node.threads) for node in found.nodes] == [(HERE, 2, 4)]
     # A file records all of it, and must not depend on where its layout was decided.
     assert found.smallest.to_plain() == detect_caches().to_plain()
-    assert found.thread_memory_bytes is None
 
 
 def test_the_weakest_node_decides(two: tuple[Client, list[str]]) -> None:
@@ -189,7 +189,6 @@ def test_memory_is_that_of_a_thread() -> None:
     with started(2, memory_limit="3GiB", threads_per_worker=3) as client:
         found = cluster_caches(client)
     assert [(node.workers, node.threads) for node in found.nodes] == [(2, 6)]
-    assert found.thread_memory_bytes == found.nodes[0].memory_bytes == 1 << 30
 
 
 def test_busy_workers_answer(inside: Client, tmp_path: Path) -> None:
@@ -227,7 +226,6 @@ def test_without_a_cluster_it_is_this_machine(
     assert (node.host, node.workers, node.memory_bytes) == (HERE, 0, None)
     assert node.threads >= 1
     assert found.smallest.to_plain() == detect_caches().to_plain()
-    assert found.thread_memory_bytes is None
 
 
 def test_machines_may_have_no_boot_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -262,11 +260,13 @@ async def test_asynchronous_clients_are_asked_from_a_thread() -> None:
         for ask in (
             cluster_caches,
             partial(cluster_caches, client),
-            partial(caches_for_write, None),
+            partial(caches_for_write, "cluster"),
         ):
             with pytest.raises(SourceError, match=r"event loop.*To fix: ask from a thread"):
                 ask()
             assert await asyncio.to_thread(ask)
+        with pytest.warns(MlaWarning, match="planned for this machine: .*event loop"):
+            assert caches_for_write(None) == detect_caches()
         found = await asyncio.to_thread(cluster_caches, client)
     assert [node.workers for node in found.nodes] == [1]
 
@@ -424,8 +424,6 @@ def test_no_worker_is_lost_and_no_order_matters(workers: list[NodeCaches], rando
     assert levels(found.smallest) == tuple(
         map(min, zip(*(levels(worker.caches) for worker in workers), strict=True))
     )
-    limits = [worker.memory_bytes for worker in workers if worker.memory_bytes is not None]
-    assert found.thread_memory_bytes == min(limits, default=None)
     assert sum(node.workers for node in found.nodes) == len(workers)
     assert sum(node.threads for node in found.nodes) == sum(worker.threads for worker in workers)
     machines = [(node.host, node.boot) for node in found.nodes]

@@ -101,7 +101,6 @@ def test_requests_that_contradict_themselves_are_refused(
         ({"chunks": 300}, True),
         ({"chunks": 300, "blocks": 8}, False),
         ({"patch": None}, False),
-        ({"layout": Layout(chunks=(9, 9, 9), blocks=(9, 9, 3))}, False),
     ],
 )
 def test_caches_are_looked_at_where_they_have_a_say(
@@ -115,6 +114,13 @@ def test_caches_are_looked_at_where_they_have_a_say(
         for caches in (small, large)
     }
     assert len(plans) == 1 + goes_by_caches
+
+
+def test_a_given_layout_goes_by_no_caches() -> None:
+    layout = Layout(chunks=(9, 9, 9), blocks=(9, 9, 3))
+    assert not LayoutRequest(layout=layout).goes_by_caches
+    with pytest.raises(LayoutError, match="or caches exclude each other"):
+        LayoutRequest(layout=layout, caches=CACHES)
 
 
 # ---------------------------------------------------------------------------------------------

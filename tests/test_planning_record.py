@@ -393,7 +393,7 @@ def test_a_file_knows_its_layout_and_what_reading_costs(tmp_path: Path) -> None:
     assert layout.cost().amplification == report.layout.cost().amplification
     assert layout.basis is not None
     assert layout.basis.codec == Codec.parse("zstd-1")
-    assert layout.basis.rule == "given"
+    assert layout.basis.rule == "searched"
     ratio = VALUES.nbytes / path.stat().st_size
     assert layout.basis.ratio == pytest.approx(max(1, ratio), abs=1e-3)
 

@@ -367,8 +367,7 @@ def _window(array: MlaArray, layout: Layout, patch: Sizes | str | None) -> tuple
         return basis.windows[0].shape if basis.windows else basis.patch_window("default")
     if isinstance(patch, str):
         return basis.patch_window(patch)
-    axes = basis.spatial or tuple(range(len(shape)))
-    window = patch_extents(patch, shape=shape, axes=axes, dims=basis.dims)
+    window = patch_extents(patch, shape=shape, axes=basis.axes, dims=basis.dims)
     for axis, (p, n) in enumerate(zip(window, shape, strict=True)):
         if p > n:
             raise LayoutError(

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from concurrent.futures import Future
 
-    from mlarray_xr.dask_caches import ClusterCaches
     from mlarray_xr.foreign.case import Case
     from mlarray_xr.planning.access import Preset
     from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
+    from mlarray_xr.planning.nodes import ClusterCaches
     from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.storage.job import Progress
 

@@ -69,7 +69,7 @@ class Recipe:
 
     @property
     def request(self) -> str:
-        """What decides the bytes of a target besides its source, as text."""
+        """What was asked of a target besides its source, as text; not the caches it goes by."""
         sizes = [
             sorted(size.items()) if isinstance(size, Mapping) else size
             for size in (self.patch, self.chunks, self.blocks)

@@ -48,21 +48,17 @@ class _Array(Protocol):
     def itemsize(self) -> int:
         """Bytes of an element."""
 
-    @property
-    def caches(self) -> CacheSizes:
-        """Of the core that reads."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """A table that shows itself: as text, and in notebooks as HTML."""
 
     head: tuple[str, ...]
-    """Lines about chunks, blocks and edges."""
+    """Lines before the table."""
     rows: tuple[tuple[str, ...], ...]
-    """One per read; columns as in `headings`."""
+    """Columns as in `headings`."""
     foot: tuple[str, ...]
-    """Lines about tasks and caches."""
+    """Lines after the table."""
     headings: tuple[str, ...] = _HEADINGS
     """Titles of the columns."""
 
@@ -95,8 +91,9 @@ def explained(
     shapes: _Shapes,
     array: _Array,
     *,
+    caches: CacheSizes,
     dims: tuple[str, ...] | None,
-    windows: Iterable[tuple[int, ...]],
+    windows: Iterable[tuple[str, tuple[int, ...]]],
     cost_of: Callable[[tuple[int, ...]], ReadCost],
 ) -> Explanation:
     """Explain a layout.
@@ -107,10 +104,12 @@ def explained(
         Of chunks and blocks.
     array
         What they are for.
+    caches
+        Of the core that reads.
     dims
         Names of the axes.
     windows
-        What is read, besides slices and everything.
+        Names and shapes of what is read, besides slices and everything.
     cost_of
         Returns what a window costs.
     """
@@ -128,19 +127,20 @@ def explained(
         f"blocks {shapes.blocks} of {in_words(block_bytes)}: {per_chunk} in a chunk",
     )
     if empty:
-        return Explanation(head=head, rows=(), foot=(f"caches {array.caches}",))
-    named = [("patch", window) for window in windows]
+        return Explanation(head=head, rows=(), foot=(f"caches {caches}",))
+    named = list(windows)
     named += [
         (f"slice of {_axis_name(dims, axis)}", _slice(shape, axis))
         for axis, n in enumerate(shape)
         if n > 1
     ]
     named.append(("everything", shape))
-    rows = tuple(_row(name, cost_of(window), array.caches) for name, window in named)
-    part = plan_part(shape, shapes.chunks, itemsize=itemsize)
+    rows = tuple(_row(name, cost_of(window), caches) for name, window in named)
+    patch = named[0][1] if named[0][0] == "patch" else None
+    part = plan_part(shape, shapes.chunks, itemsize=itemsize, patch=patch)
     foot = (
         f"a full read by Dask: parts of {part}, tasks: {_cells(shape, part)}",
-        f"caches {array.caches}",
+        f"caches {caches}",
     )
     return Explanation(head=head, rows=rows, foot=foot)
 

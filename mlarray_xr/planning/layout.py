@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mlarray_xr.errors import LayoutError
+from mlarray_xr.planning.caches import detect_caches
 from mlarray_xr.planning.explanation import explained
 from mlarray_xr.planning.read_cost import expected_cost, read_model
 from mlarray_xr.planning.sizes import patch_extents, spatial_axes
@@ -32,8 +34,8 @@ class Basis:
     """Extents of the array."""
     itemsize: int
     """Bytes of an element."""
-    caches: CacheSizes
-    """Of the core that reads."""
+    caches: CacheSizes | None = None
+    """Of the core that reads; None are those of this machine, looked at when they are needed."""
     dims: tuple[str, ...] | None = None
     """Names of the axes."""
     spatial: tuple[int, ...] | None = None
@@ -50,10 +52,16 @@ class Basis:
     """Whether the bytes come through a network."""
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """Numbers of the axes that are spatial; of all of them where none is."""
+        named = spatial_axes(self.dims, len(self.shape)) if self.spatial is None else self.spatial
+        return named or tuple(range(len(self.shape)))
+
+    @property
     def model(self) -> ReadModel:
         """What reading costs there."""
         return read_model(
-            self.caches,
+            self.caches or detect_caches(),
             codec=self.codec,
             itemsize=self.itemsize,
             ratio=self.ratio,
@@ -62,9 +70,7 @@ class Basis:
 
     def patch_window(self, patch: Sizes | str) -> tuple[int, ...]:
         """Return a patch as one extent per axis, inside the array."""
-        named = spatial_axes(self.dims, len(self.shape)) if self.spatial is None else self.spatial
-        axes = named or tuple(range(len(self.shape)))
-        extents = patch_extents(patch, shape=self.shape, axes=axes, dims=self.dims)
+        extents = patch_extents(patch, shape=self.shape, axes=self.axes, dims=self.dims)
         return tuple(min(p, n) for p, n in zip(extents, self.shape, strict=True))
 
 
@@ -187,7 +193,7 @@ class Layout:
                 f"{self} was planned for no patch; say which one: layout.cost(patch), "
                 "layout.explain(patch)"
             )
-        return self._cost_of(window)
+        return self._cost_of(window, basis=basis)
 
     def explain(self, patch: Sizes | str | None = None) -> Explanation:
         """Return a short table of what reads touch, decode and cost.
@@ -223,10 +229,20 @@ class Layout:
         ...
         """
         basis = self._known_basis()
-        windows = [window.shape for window in basis.windows]
-        if patch is not None:
-            windows = [basis.patch_window(patch)]
-        return explained(self, basis, dims=basis.dims, windows=windows, cost_of=self._cost_of)
+        caches = basis.caches or detect_caches()
+        windows = [(f"window, weight {w.weight:g}", w.shape) for w in basis.windows]
+        if patch is not None or len(windows) == 1:
+            shape = basis.windows[0].shape if patch is None else basis.patch_window(patch)
+            windows = [("patch", shape)]
+        known = replace(basis, caches=caches)
+        return explained(
+            self,
+            known,
+            caches=caches,
+            dims=basis.dims,
+            windows=windows,
+            cost_of=partial(self._cost_of, basis=known),
+        )
 
     def _repr_html_(self) -> str:
         """Return the table of `explain` for notebooks; the shapes when there is none."""
@@ -234,9 +250,8 @@ class Layout:
             return f"<code>{self!r}</code>"
         return self.explain()._repr_html_()
 
-    def _cost_of(self, window: tuple[int, ...]) -> ReadCost:
+    def _cost_of(self, window: tuple[int, ...], *, basis: Basis) -> ReadCost:
         """Return what a window costs."""
-        basis = self._known_basis()
         return expected_cost(
             window,
             shape=basis.shape,

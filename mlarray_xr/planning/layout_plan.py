@@ -15,6 +15,7 @@ from mlarray_xr.planning.caches import CacheSizes, caches_from
 from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
 from mlarray_xr.planning.layout import Basis, Layout
 from mlarray_xr.planning.layout_search import (
+    MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     Task,
@@ -44,7 +45,6 @@ Strategy = Literal["mlarray-0.0.53", "mlarray-0.0.54"]
 
 _MAX_NDIM = 16
 _MAX_EXTENT = 2**63 - 1
-_MAX_BLOCK_BYTES = 536_866_816
 
 
 def plan_layout(
@@ -126,7 +126,7 @@ def plan_layout(
     --------
     >>> caches = {"l1": "32 KiB", "l2": "1 MiB", "l3": "2 MiB"}
     >>> plan_layout((60, 512, 512), "float32", patch=(1, 512, 512), caches=caches)
-    Layout(chunks=(2, 256, 256), blocks=(1, 128, 128), patch=(1, 512, 512))
+    Layout(chunks=(2, 256, 256), blocks=(1, 64, 128), patch=(1, 512, 512))
     >>> plan_layout((128, 512, 512), "float32", strategy="mlarray-0.0.54")
     Layout(chunks=(54, 54, 80), blocks=(18, 18, 20), patch=(192, 192, 192))
     """
@@ -141,7 +141,11 @@ def plan_layout(
     basis = Basis(
         shape=extents,
         itemsize=itemsize,
-        caches=caches_from(caches),
+        caches=(
+            None
+            if caches is None and not _goes_by_caches(patch, chunks, blocks, strategy)
+            else caches_from(caches)
+        ),
         dims=None if dims is None else tuple(dims),
         spatial=named,
         codec=Codec.parse(codec) if isinstance(codec, str) else codec,
@@ -176,6 +180,12 @@ def _checked_shape(shape: Sequence[int], dims: Sequence[str] | None) -> tuple[in
             "give one name per axis"
         )
     return extents
+
+
+def _goes_by_caches(patch: object, chunks: object, blocks: object, strategy: object) -> bool:
+    """Tell whether the sizes of caches have a say."""
+    is_given = chunks is not None and blocks is not None
+    return not (is_given or patch is None or strategy is not None)
 
 
 def _checked_axes(spatial: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -258,7 +268,7 @@ def _searched(
 
 def _least_amplification(basis: Basis, task: Task, *, patch: tuple[int, ...]) -> float:
     """Return the lower read amplification of the two rules of the reference package."""
-    axes = basis.spatial or tuple(range(len(basis.shape)))
+    axes = basis.axes
     least = math.inf
     for strategy in STRATEGIES:
         try:
@@ -289,8 +299,7 @@ def _given_layout(basis: Basis, *, chunks: Sizes, blocks: Sizes | None) -> Layou
     if 0 in shape:
         return _with_basis(basis, shape, shape, rule="given")
     if block is None:
-        axes = basis.spatial or tuple(range(len(shape)))
-        wanted = patch_extents("default", shape=shape, axes=axes, dims=basis.dims)
+        wanted = patch_extents("default", shape=shape, axes=basis.axes, dims=basis.dims)
         window = tuple(min(pair) for pair in zip(wanted, chunk, strict=True))
         block = search_blocks(
             Task(
@@ -334,10 +343,10 @@ def check_limits(layout: Layout, shape: tuple[int, ...], itemsize: int) -> None:
         When blocks or chunks have too many bytes, or there are too many chunks.
     """
     block_bytes = math.prod(layout.blocks) * itemsize
-    if block_bytes > _MAX_BLOCK_BYTES:
+    if block_bytes > MAX_BLOCK_BYTES:
         raise LayoutError(
             f"blocks {layout.blocks} of {itemsize}-byte elements take {block_bytes} bytes; "
-            f"Blosc2 holds {_MAX_BLOCK_BYTES}; give smaller blocks"
+            f"Blosc2 holds {MAX_BLOCK_BYTES}; give smaller blocks"
         )
     chunk_bytes = layout.chunk_bytes(itemsize)
     if chunk_bytes > MAX_CHUNK_BYTES:

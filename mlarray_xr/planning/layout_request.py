@@ -45,10 +45,10 @@ class LayoutRequest:
 
     def __post_init__(self) -> None:
         """Refuse to decide a layout twice."""
-        if isinstance(self.layout, Layout) and not self.is_open:
+        if isinstance(self.layout, Layout) and not (self.is_open and self.caches is None):
             raise LayoutError(
-                f"layout={self.layout!r} and patch, chunks or blocks exclude each other; give the "
-                "layout alone"
+                f"layout={self.layout!r} and patch, chunks, blocks or caches exclude each other; "
+                "give the layout alone"
             )
 
     @property

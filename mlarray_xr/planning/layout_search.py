@@ -28,10 +28,19 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.access import Window
     from mlarray_xr.planning.read_cost import ReadModel
 
-__all__ = ["Task", "amplification_of", "search_blocks", "search_shapes"]
+__all__ = [
+    "MAX_BLOCK_BYTES",
+    "MAX_CHUNKS",
+    "MAX_CHUNK_BYTES",
+    "Task",
+    "amplification_of",
+    "search_blocks",
+    "search_shapes",
+]
 
 _Shape = tuple[int, ...]
 
+MAX_BLOCK_BYTES = 536_866_816
 MAX_CHUNK_BYTES = 2**31 - 33
 MAX_CHUNKS = 268_435_455
 # Likely extents are these, what divides a window or an axis evenly, and the axis itself.
@@ -193,7 +202,9 @@ def _best_blocks(task: Task, *, count: int) -> list[_Shape]:
         wanted += window.weight * window_bytes
     score = _rounded(time * size_penalty(block_bytes, _thinness(tried.extents)))
     too_much: Any = decoded > wanted * task.max_amplification * (1 + 1e-9)
-    too_large: Any = block_bytes > max(task.model.caches.l2_bytes // 2, task.itemsize)
+    too_large: Any = block_bytes > max(
+        min(task.model.caches.l2_bytes // 2, MAX_BLOCK_BYTES), task.itemsize
+    )
     # Ties go to later axes, so that the answer does not depend on the order of combinations.
     keys = [*(-tried.extents[:, axis] for axis in range(len(task.shape))), score]
     ranked = np.lexsort((*keys, too_much, too_large))[:count]
@@ -275,7 +286,8 @@ def _combinations(task: Task, likely: list[list[int]], *, most: int) -> _Combina
     n_open = sum(len(candidates) > 1 for candidates in likely)
     if n_open > _MOST_AXES:
         likely = [[min(c)] for c in likely[:-_MOST_AXES]] + likely[-_MOST_AXES:]
-    each = max(2, int(most ** (1 / min(max(n_open, 1), _MOST_AXES))))
+    # Rounded up a little: the third root of 1728 is 11.999999999999998.
+    each = max(2, int(most ** (1 / min(max(n_open, 1), _MOST_AXES)) + 1e-9))
     chosen = [np.array(sorted(candidates[:each]), np.int64) for candidates in likely]
     grids = np.meshgrid(*chosen, indexing="ij", sparse=True)
     shape = tuple(map(len, chosen))
@@ -311,7 +323,8 @@ def _likely_extents(task: Task, axis: int) -> list[int]:
     windows = {window.shape[axis] for window in task.windows}
     even = [-(-whole // parts) for parts in _DIVISORS for whole in (n, *sorted(windows))]
     # The most likely ones first, as far as there are not too many.
-    return list(dict.fromkeys(size for size in (n, *_POWERS, *even, *_OTHERS) if size <= n))
+    likely = (n, *sorted(windows), *_POWERS, *even, *_OTHERS)
+    return list(dict.fromkeys(size for size in likely if size <= n))
 
 
 def _likely_multiples(extent: int, block: int) -> list[int]:

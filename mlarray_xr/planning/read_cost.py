@@ -44,7 +44,7 @@ _COPY_NS_PER_BYTE = 0.068
 _RUN_NS = 4.0
 # Added to the rate of decoding with every doubling beyond a level.
 _BEYOND_L1, _BEYOND_L2, _BEYOND_L3 = 0.08, 0.20, 0.50
-_LARGE_BLOCK = 0.045
+_LARGE_BLOCK = 0.08
 
 # A link of 20 ms and 80 MB/s per connection, 32 requests at a time; two requests of a chunk, and
 # ranges of blocks of which most are neighbours.
@@ -169,7 +169,8 @@ def read_model(
     caches
         Of the core that reads.
     codec
-        Compression; None, and those whose speed is not known, count as the default of the format.
+        Compression; None counts as the default of the format, one whose speed is not known as the
+        most similar one.
     itemsize
         Bytes of an element.
     ratio

@@ -107,7 +107,7 @@ def plan_parts(
     in_flight: int,
     source_chunks: tuple[tuple[int, ...], ...] | None = None,
     memory_limit: int | None = None,
-    worker_bytes: int | None = None,
+    thread_bytes: int | None = None,
 ) -> Parts:
     """Decide the parts of a write.
 
@@ -130,9 +130,9 @@ def plan_parts(
         The chunks of a Dask array, along every axis.
     memory_limit
         Bytes that the parts of one process may take; makes parts smaller.
-    worker_bytes
-        Memory of a worker. Half of it is for parts, as far as whole chunks allow; what produces
-        the parts needs the rest.
+    thread_bytes
+        Memory that a thread of a worker has. Half of it is for its part, as far as whole chunks
+        allow; what produces the part needs the rest.
 
     Raises
     ------
@@ -148,8 +148,8 @@ def plan_parts(
     """
     ceiling, target = _LARGEST_BYTES, _PART_BYTES
     smallest = math.prod(min(c, n) for c, n in zip(layout.chunks, shape, strict=True)) * itemsize
-    if worker_bytes is not None:
-        ceiling = min(ceiling, max(smallest, worker_bytes // 2 // (_COPIES * in_flight)))
+    if thread_bytes is not None:
+        ceiling = min(ceiling, max(smallest, thread_bytes // 2 // _COPIES))
         target = min(target, ceiling)
     if memory_limit is not None:
         ceiling = min(ceiling, memory_limit // (_COPIES * in_flight))

@@ -28,7 +28,7 @@ def planning_facts(layout: Layout) -> dict[str, Any] | None:
         return None
     facts: dict[str, Any] = {"rule": basis.rule}
     if basis.rule == "searched":
-        facts["caches"] = basis.caches.to_plain()
+        facts["caches"] = (basis.caches or detect_caches()).to_plain()
         facts["remote"] = basis.remote
     if 0 < len(basis.windows) <= _MOST_WINDOWS:
         facts["access"] = [[list(window.shape), window.weight] for window in basis.windows]
@@ -60,7 +60,7 @@ def checked_planning(facts: dict[str, Any] | None, *, ndim: int) -> dict[str, An
     return found
 
 
-def file_layout(header: FrameHeader, metadata: Metadata) -> Layout:
+def file_layout(header: FrameHeader, metadata: Metadata, planning: dict[str, Any]) -> Layout:
     """Return the layout of a file, as this machine reads it.
 
     Parameters
@@ -69,14 +69,22 @@ def file_layout(header: FrameHeader, metadata: Metadata) -> Layout:
         The checked header.
     metadata
         Names the spatial axes, and the patch the file was written for.
+    planning
+        What the file records of its layout, checked.
     """
     ndim = len(header.shape)
-    spatial = metadata.spatial.spatial_axes(ndim=ndim)
+    labels = metadata.spatial.axis_labels
+    is_named = labels is None or len(labels) == ndim
+    spatial = metadata.spatial.spatial_axes(ndim=ndim) if is_named else tuple(range(ndim))
     patch = metadata.blosc2.patch_size
     if patch is not None and (len(patch) != len(spatial) or min(patch, default=0) < 1):
         patch = None
-    windows: tuple[Window, ...] = ()
-    if patch is not None and 0 not in header.shape:
+    windows = tuple(
+        Window(shape=tuple(min(p, n) for p, n in zip(shape, header.shape, strict=True)), weight=w)
+        for shape, w in planning.get("access", ())
+        if 0 not in header.shape
+    )
+    if patch is not None and not windows and 0 not in header.shape:
         along = dict(zip(spatial, patch, strict=True))
         extents = (min(along.get(axis, 1), n) for axis, n in enumerate(header.shape))
         windows = (Window(shape=tuple(extents)),)
@@ -84,11 +92,12 @@ def file_layout(header: FrameHeader, metadata: Metadata) -> Layout:
     basis = Basis(
         shape=header.shape,
         itemsize=header.typesize,
-        caches=detect_caches(),
         spatial=spatial,
+        rule=planning.get("rule", "given"),
         windows=windows,
         codec=_codec(header),
         ratio=max(1.0, facts["ratio"]),
+        remote=planning.get("remote", False),
     )
     return Layout(chunks=header.chunks, blocks=header.blocks, patch=patch, basis=basis)
 

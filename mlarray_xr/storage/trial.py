@@ -27,10 +27,11 @@ from mlarray_xr.storage.encode import FramePlan, encode_part
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from mlarray_xr.planning.caches import CacheSizes
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.grid import Box
@@ -52,14 +53,16 @@ def choose_codec(
     patch: Sizes | str | None = "default",
     chunks: Sizes | None = None,
     blocks: Sizes | None = None,
+    caches: CacheSizes | Mapping[str, int | str] | str | None = None,
 ) -> CodecChoice:
     """Choose how to compress arrays like this one, by trying it.
 
     Some blocks of at most six chunks, 1.5 MiB in all, are compressed: of two chunks with every
     candidate, of the others with the best ones. The choice depends on the sizes and on a fixed
-    model of speed, never on how long anything took: the same values give the same choice in every
-    process, with any number of threads. Only lossless codecs that every reader knows are tried.
-    Besides `sample`, that takes the memory of the blocks and of two copies of one per thread.
+    model of speed, never on how long anything took: the same values in the same blocks give the
+    same choice in every process, with any number of threads. Only lossless codecs that every reader
+    knows are tried. Besides `sample`, that takes the memory of the blocks and of two copies of one
+    per thread.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def choose_codec(
     prefer : {"speed", "balanced", "size"}
         ``"balanced"`` takes the smallest of the codecs that read and write fast, ``"speed"`` the
         one that reads fastest among them, ``"size"`` the smallest one.
-    patch, chunks, blocks
+    patch, chunks, blocks, caches
         Layout of the file to be, as `plan_layout` takes them: blocks are what is compressed.
 
     Returns
@@ -93,7 +96,9 @@ def choose_codec(
     lz4-9-bitshuffle (balanced): ... % smaller than lz4hc-8; modelled reading 0.7...x, writing 9.6x
     """
     values = np.asanyarray(sample)
-    layout = plan_layout(values.shape, values.dtype, patch=patch, chunks=chunks, blocks=blocks)
+    layout = plan_layout(
+        values.shape, values.dtype, patch=patch, chunks=chunks, blocks=blocks, caches=caches
+    )
 
     def read(box: Box) -> NDArray[Any]:
         # The ellipsis keeps a 0-d array an array.
