@@ -141,8 +141,7 @@ def fitted_layout(values: NDArray[Any]) -> Layout:
 def chosen(name: str, prefer: Preference = "balanced") -> Codec:
     values = data(name)
     layout = fitted_layout(values)
-    shapes = {"chunks": layout.chunks, "blocks": layout.blocks}
-    return choose_codec(values, prefer=prefer, **shapes).codec
+    return choose_codec(values, prefer=prefer, chunks=layout.chunks, blocks=layout.blocks).codec
 
 
 @functools.cache
