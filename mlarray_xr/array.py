@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeAlias
 
 import numpy as np
 
-from mlarray_xr.errors import FormatError, SourceChanged
+from mlarray_xr.errors import FormatError, MlaError, SourceChanged
 from mlarray_xr.planning.assignment import outer_only
 from mlarray_xr.planning.grid import box_shape, check_box, is_empty
 from mlarray_xr.planning.selection import (
@@ -166,7 +166,10 @@ class MlaArray(Shaped):
     @property
     def layout(self) -> Layout:
         """Chunks and blocks of the file, with what reading them costs on this machine."""
-        return file_layout(self._header, self.metadata, self._planning())
+        planning: dict[str, Any] = {}
+        with contextlib.suppress(MlaError, OSError):  # the shapes are known without the file
+            planning = self._planning()
+        return file_layout(self._header, self.metadata, planning)
 
     @property
     def metadata(self) -> Metadata:

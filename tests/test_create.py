@@ -208,8 +208,9 @@ def test_dims_are_stored_and_decide_what_a_patch_is(tmp_path: Path) -> None:
     opened = mlarray_xr.open_mla(tmp_path / "d.mla")
     assert opened.dims == ("time", "y", "x")
     assert float(opened[3].sum()) == 1.5 * 3600
+    assert out.report is not None
     expected = mlarray_xr.plan_layout(
-        (40, 60, 60), "f4", patch=16, dims=("time", "y", "x"), spatial=(1, 2)
+        (40, 60, 60), "f4", patch=16, dims=("time", "y", "x"), codec=out.report.codec
     )
     assert (out.chunks, out.blocks) == (expected.chunks, expected.blocks)
     for wrong, message in (

@@ -230,7 +230,8 @@ def test_larger_caches_are_used_as_well_as_smaller_ones(
 ) -> None:
     """Of chunks that cost nearly the same those shaped like the patch are taken: 2 %.
 
-    The rest is what the search passes over: it tries chunks for the twelve best blocks only.
+    The rest is what the search passes over, as it tries some extents of four axes and chunks for
+    the twelve best blocks only: 6 % in the worst of 1400 requests.
     """
     n_bytes = math.prod(n for n, _ in axes) * itemsize
     # Smaller arrays are in every cache, larger ones take the only chunks that a frame holds.
@@ -239,7 +240,7 @@ def test_larger_caches_are_used_as_well_as_smaller_ones(
     l1, l2, l3 = (int(size * more) for size, more in zip(sizes, grown, strict=True))
     larger = CacheSizes(l1_bytes=l1, l2_bytes=max(l1, l2), l3_bytes=max(l1, l2, l3))
     for_small, for_large = (planned(axes, itemsize, sizes) for sizes in (caches, larger))
-    assert objective(for_large, larger) <= objective(for_small, larger) * 1.03
+    assert objective(for_large, larger) <= objective(for_small, larger) * 1.08
 
 
 CUBES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (37, 37, 37)]

@@ -57,6 +57,9 @@ _CHUNK_OVERHEAD_BYTES = 16_384
 # Blocks in a chunk that are not touched but looked at, for every one that is, before chunks are
 # known.
 _SCANNED = 2.0
+_LIKELY_BLOCKS_PER_CHUNK = 24.0
+# Zeros beyond the edge of an array are nearly free to store, and cost a tenth to write.
+_PADDING_WEIGHT = 0.1
 # Of chunks that cost nearly the same those are taken that are shaped most like what is read.
 _AS_GOOD = 1.02
 # Weights are relative; lighter windows than this count as much.
@@ -213,9 +216,6 @@ def _best_blocks(task: Task, *, count: int) -> list[_Shape]:
     return [tuple(row) for row in tried.extents[ranked[fair]].tolist()]
 
 
-_LIKELY_BLOCKS_PER_CHUNK = 24.0
-
-
 def _best_chunks(task: Task, blocks: _Shape) -> tuple[float, _Shape, _Shape] | None:
     """Return score, chunks and blocks of the best chunks for given blocks; None if none fit."""
     likely = [_likely_multiples(n, b) for n, b in zip(task.shape, blocks, strict=True)]
@@ -266,10 +266,6 @@ def _unlikeness(task: Task, extents: NDArray[np.int64]) -> Any:
     )
     deviations = np.log2(extents) - usual
     return _rounded(deviations.max(axis=1) - deviations.min(axis=1))
-
-
-# Zeros beyond the edge of an array are nearly free to store, and cost a tenth to write.
-_PADDING_WEIGHT = 0.1
 
 
 def _coarsest(task: Task, blocks: _Shape) -> _Shape:
