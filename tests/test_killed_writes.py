@@ -131,6 +131,8 @@ def forget_notes(source: PacedSource) -> None:
 def resume_after_kill(source: PacedSource, target: Path) -> None:
     """Go on with what was left, in this process; only what is missing may be computed."""
     left = {int(path.name.partition(".")[0]) for path in segments_in(target)}
+    if not (folder_of(target) / "plan.json").exists():
+        left = set()  # it was being removed: segments without a plan prove nothing
     forget_notes(source)
     source.allow(None)
     report = mlarray_xr.to_mla(lazy(source), target, mode="w", resume=True, **LAYOUT)

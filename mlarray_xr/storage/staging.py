@@ -89,7 +89,12 @@ class Staging:
         remove_file(self.path(_PLAN))
         _clear(self.folder)
         remove_file(self.path(_OWNER))
-        _remove_empty(self.folder)  # a straggling task may have left something just now
+        for _ in range(_ATTEMPTS):
+            _remove_empty(self.folder)
+            # A task that was just beginning may have left something since. Whoever comes next owns
+            # the folder long before there is anything in it that could be lost.
+            if os.path.exists(self.path(_OWNER)) or not _clear(self.folder):
+                break
 
 
 def staging_folder(target: str) -> str:
@@ -371,13 +376,16 @@ def _read_plan(folder: str) -> dict[str, Any] | None:
     return found if is_named else None
 
 
-def _clear(folder: str, *, endings: tuple[str, ...] = _ENDINGS) -> None:
-    """Remove what writes leave in their folder, but for its records."""
+def _clear(folder: str, *, endings: tuple[str, ...] = _ENDINGS) -> int:
+    """Remove what writes leave in their folder, but for its records; return how much there was."""
+    found = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             is_ours = _OWN_NAME.fullmatch(entry.name) and entry.name.endswith(endings)
             if is_ours and not entry.is_dir(follow_symlinks=False):
                 remove_file(entry.path)
+                found += 1
+    return found
 
 
 def _remove_empty(folder: str) -> None:
