@@ -52,7 +52,8 @@ _MULTIPLES = (2, 4, 3, 8, 6, 16, 32, 12, 64, 24, 5, 10, 128, 48, 256, 20, 96, 19
 _MOST_BLOCKS, _MOST_CHUNKS, _FINALISTS = 8_192, 1_728, 12
 # Smaller axes than the seven largest are not split over blocks but read one by one.
 _MOST_AXES = 7
-# Measured: what is done once for every chunk that is written takes as long as encoding so much.
+# Measured: what is done once for every chunk that is written takes 0.24 ms, as long as encoding
+# 34 KB with LZ4HC 8. Half of it counts: files are read more often than written.
 _CHUNK_OVERHEAD_BYTES = 16_384
 # Blocks in a chunk that are not touched but looked at, for every one that is, before chunks are
 # known.
