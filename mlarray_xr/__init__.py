@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.layout_plan import plan_layout
     from mlarray_xr.read import open_mla
     from mlarray_xr.report import WriteReport
+    from mlarray_xr.storage.counters import ReadStats, measure, stats
+    from mlarray_xr.storage.read_settings import configure
     from mlarray_xr.storage.trial import choose_codec
     from mlarray_xr.verification import verify
     from mlarray_xr.write import to_mla
@@ -32,15 +34,19 @@ __all__ = [
     "Layout",
     "Metadata",
     "MlaArray",
+    "ReadStats",
     "WriteReport",
     "choose_codec",
     "cluster_caches",
+    "configure",
     "convert",
     "convert_folder",
     "create",
     "detect_caches",
+    "measure",
     "open_mla",
     "plan_layout",
+    "stats",
     "to_mla",
     "verify",
 ]
@@ -52,15 +58,19 @@ _HOMES = {
     "Layout": "mlarray_xr.planning.layout",
     "Metadata": "mlarray_xr.format.metadata",
     "MlaArray": "mlarray_xr.array",
+    "ReadStats": "mlarray_xr.storage.counters",
     "WriteReport": "mlarray_xr.report",
     "choose_codec": "mlarray_xr.storage.trial",
     "cluster_caches": "mlarray_xr.dask_caches",
+    "configure": "mlarray_xr.storage.read_settings",
     "convert": "mlarray_xr.foreign.conversion",
     "convert_folder": "mlarray_xr.foreign.collection",
     "create": "mlarray_xr.creation",
     "detect_caches": "mlarray_xr.planning.caches",
+    "measure": "mlarray_xr.storage.counters",
     "open_mla": "mlarray_xr.read",
     "plan_layout": "mlarray_xr.planning.layout_plan",
+    "stats": "mlarray_xr.storage.counters",
     "to_mla": "mlarray_xr.write",
     "verify": "mlarray_xr.verification",
 }

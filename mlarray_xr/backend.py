@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from mlarray_xr.array import MlaArray
 from mlarray_xr.dask import array_chunk_bytes
 from mlarray_xr.dataset import dataset_from
 from mlarray_xr.planning.selection import plan_outer, plan_vectorized
+from mlarray_xr.storage.address import is_url
+from mlarray_xr.storage.read_pool import submit_read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import xarray as xr
 
@@ -66,8 +69,12 @@ class MlaBackendArray(BackendArray):
         )
 
     async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
-        """Read in a thread: decoding releases the GIL."""
-        return await asyncio.to_thread(self.__getitem__, key)
+        """Read in a thread: waiting and decoding release the GIL.
+
+        Not one of the event loop's, of which there are few more than CPUs: many selections of a
+        remote file wait for their requests at the same time.
+        """
+        return await asyncio.wrap_future(submit_read(partial(self.__getitem__, key)))
 
     def __dask_tokenize__(self) -> tuple[str | int, ...]:
         """Return the identity of the file."""
@@ -111,13 +118,18 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         "drop_variables",
         "variable",
         "checksums",
+        "storage_options",
+        "store",
     )
 
     def guess_can_open(self, filename_or_obj: object) -> bool:
         """Tell by the suffix whether this engine opens the file; never touches it."""
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
-        return os.fsdecode(filename_or_obj).lower().endswith(_SUFFIXES)
+        name = os.fsdecode(filename_or_obj)
+        # The query of a URL may be a signature.
+        plain = name.partition("?")[0] if is_url(name) else name
+        return plain.lower().endswith(_SUFFIXES)
 
     def open_dataset(
         self,
@@ -130,13 +142,15 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         variable: str | None = None,
         checksums: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        store: Any = None,
     ) -> xr.Dataset:
         """Open a file as a dataset with one lazy variable.
 
         Parameters
         ----------
         filename_or_obj
-            A local path, a file's bytes, or a binary file object.
+            A local path, a URL, a file's bytes, or a binary file object.
         mask_and_scale, decode_times, decode_timedelta, decode_coords
             Accepted and without effect: voxels are returned as they are stored.
         drop_variables
@@ -145,6 +159,10 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             Name of the data variable instead of ``"image"`` (``"labels"`` for segmentations).
         checksums
             Whether each chunk is compared with its checksum when it is first read.
+        storage_options
+            How to get at a URL: credentials, endpoint and such, as fsspec or obstore spell them.
+        store
+            A ready obstore store or fsspec filesystem, in which `filename_or_obj` is a path.
 
         Returns
         -------
@@ -158,7 +176,9 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         ValueError
             When `variable` is the name of a dimension.
         """
-        array = MlaArray(filename_or_obj, checksums=checksums)
+        array = MlaArray(
+            filename_or_obj, checksums=checksums, storage_options=storage_options, store=store
+        )
         lazy = indexing.LazilyIndexedArray(MlaBackendArray(array))
         dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
         dataset = dataset_from(
@@ -182,6 +202,8 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         variable: str | None = None,
         checksums: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        store: Any = None,
     ) -> dict[str, xr.Dataset]:
         """Open a file as the only group of a tree; parameters as in `open_dataset`."""
         dataset = self.open_dataset(
@@ -193,6 +215,8 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             drop_variables=drop_variables,
             variable=variable,
             checksums=checksums,
+            storage_options=storage_options,
+            store=store,
         )
         return {"/": dataset}
 
@@ -207,6 +231,8 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         variable: str | None = None,
         checksums: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        store: Any = None,
     ) -> xr.DataTree:
         """Open a file as a tree of one node; parameters as in `open_dataset`."""
         # Private, but the one way that keeps `close` on the tree; its own engines use it too.
@@ -221,5 +247,7 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             drop_variables=drop_variables,
             variable=variable,
             checksums=checksums,
+            storage_options=storage_options,
+            store=store,
         )
         return datatree_from_dict_with_io_cleanup(groups)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Commands",
     "access",
+    "add_storage_options",
     "count",
     "memory",
     "names",
@@ -22,6 +23,7 @@ __all__ = [
     "shape",
     "size",
     "sizes",
+    "storage_option",
 ]
 
 _WHOLE_AXIS = "-1"
@@ -95,6 +97,34 @@ def names(text: str) -> tuple[str, ...]:
     if not all(found) or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different names such as z,y,x")
     return found
+
+
+def storage_option(text: str) -> tuple[str, str | bool]:
+    """Read ``name=value`` of the command line; ``true`` and ``false`` are what they say.
+
+    Examples
+    --------
+    >>> storage_option("anon=true"), storage_option("endpoint_url=http://127.0.0.1:9000")
+    (('anon', True), ('endpoint_url', 'http://127.0.0.1:9000'))
+    """
+    name, mark, value = text.partition("=")
+    if not name or not mark:
+        msg = f"{text!r} is no option. To fix: name=value, such as anon=true"
+        raise argparse.ArgumentTypeError(msg)
+    return name, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def add_storage_options(command: argparse.ArgumentParser) -> None:
+    """Add the option that tells how to get at URLs."""
+    command.add_argument(
+        "--storage-option",
+        action="append",
+        default=[],
+        type=storage_option,
+        metavar="NAME=VALUE",
+        dest="storage_options",
+        help="how to get at a URL, such as anon=true; secrets are better in the environment",
+    )
 
 
 def seconds(text: str) -> float:

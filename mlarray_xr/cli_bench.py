@@ -56,7 +56,7 @@ def timing_table(timing: PatchTiming) -> str:
         f"{'x'.join(map(str, timing.window))} {timing.dtype}, {timing.count} at random offsets"
     )
     readers = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
-    expected, (low, high) = timing.predicted, timing.quartiles_ms
+    expected, speed, (low, high) = timing.predicted, timing.speed, timing.quartiles_ms
     rows = (
         ("patch", patches),
         ("reads", f"{timing.n_reads} by {readers}"),
@@ -70,8 +70,8 @@ def timing_table(timing: PatchTiming) -> str:
         ("predicted", f"{_short(timing.predicted_ms)} ms on the machine of the model, 1 thread"),
         (
             "",
-            f"{_short(timing.scaled_ms)} ms on this one: whole chunks take "
-            f"{timing.machine_factor:.2f} times as long",
+            f"{_short(timing.scaled_ms)} ms on this one: calls take {speed.calls:.2f}, decoding "
+            f"{speed.decode:.2f}, copying {speed.copy:.2f} times as long",
         ),
         ("measured", f"{_short(timing.mean_ms)} ms, mean of the patches"),
         (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.array import MlaArray
 from mlarray_xr.attributes import shown_text
+from mlarray_xr.cli_arguments import add_storage_options
 from mlarray_xr.cli_text import Outcome, to_json
 from mlarray_xr.errors import GeometryError
 from mlarray_xr.planning.caches import CacheSizes
@@ -25,10 +26,11 @@ _MOST_WINDOWS = 3
 def add_info(commands: Commands) -> None:
     """Add the command to the grammar."""
     info = commands.add_parser("info", help="describe a file without reading a voxel")
-    info.add_argument("file", metavar="FILE")
+    info.add_argument("file", metavar="FILE", help="a path or a URL")
     info.add_argument(
         "--metadata", action="store_true", help="also print all metadata: it may identify a patient"
     )
+    add_storage_options(info)
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_run)
 
@@ -66,7 +68,7 @@ def planned_text(planned: Mapping[str, Any]) -> str:
 
 def _run(options: argparse.Namespace) -> Outcome:
     """Describe a file."""
-    array = MlaArray(options.file)
+    array = MlaArray(options.file, storage_options=dict(options.storage_options))
     patch = array.layout.patch
     facts = {**array.info(), **_labels(array), "patch": None if patch is None else list(patch)}
     if options.metadata:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from mlarray_xr.cli_arguments import count
+from mlarray_xr.cli_arguments import add_storage_options, count
 from mlarray_xr.cli_progress import progress_bar
 from mlarray_xr.cli_text import Outcome, to_json
 from mlarray_xr.verification import verify_files
@@ -24,12 +24,13 @@ def add_verify(commands: Commands) -> None:
     """Add the command to the grammar."""
     command = commands.add_parser("verify", help="compare files with their checksums")
     command.add_argument(
-        "paths", nargs="+", metavar="PATH", help="a file, or a folder of .mla files"
+        "paths", nargs="+", metavar="PATH", help="a file, a URL, or a folder of .mla files"
     )
     command.add_argument("--jobs", type=count, metavar="N", help="files at a time")
     command.add_argument(
         "--require-checksums", action="store_true", help="fail files whose state is unknown"
     )
+    add_storage_options(command)
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_run)
 
@@ -37,7 +38,14 @@ def add_verify(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> Outcome:
     """Check files."""
     with progress_bar("file") as progress:
-        reports = list(verify_files(options.paths, jobs=options.jobs, progress=progress))
+        reports = list(
+            verify_files(
+                options.paths,
+                jobs=options.jobs,
+                progress=progress,
+                storage_options=dict(options.storage_options),
+            )
+        )
     bad = [r for r in reports if not r.passes(require_checksums=options.require_checksums)]
     failures = tuple(f"{report.path}: {_what(report)}" for report in bad)
     if not reports:

@@ -38,6 +38,8 @@ def from_mla(
     chunks: str | int | tuple[Any, ...] | Mapping[int, Any] = "auto",
     *,
     inline_array: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+    store: Any = None,
 ) -> da.Array:
     """Open a file as a lazy Dask array, one task per part, without xarray.
 
@@ -56,6 +58,10 @@ def from_mla(
     inline_array
         Whether tasks hold the address themselves instead of depending on one root task. Files
         in memory are always one root task.
+    storage_options
+        How to get at a URL: credentials, endpoint and such, as fsspec or obstore spell them.
+    store
+        A ready obstore store or fsspec filesystem, in which `path` is a path.
 
     Returns
     -------
@@ -79,7 +85,9 @@ def from_mla(
     import dask.array as da
     import numpy as np
 
-    array = path if isinstance(path, MlaArray) else MlaArray(path)
+    array = path
+    if not isinstance(array, MlaArray):
+        array = MlaArray(path, storage_options=storage_options, store=store)
     wanted: Any = chunks
     if isinstance(chunks, str) and chunks in ("auto", "file"):
         # No part is smaller than one file chunk, so a target of nothing is one chunk per part.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from dataclasses import replace
 from functools import partial
@@ -36,9 +37,11 @@ __all__ = [
     "compute_all",
     "delayed_mapping",
     "delayed_value",
+    "folder_of_tasks",
     "merged_array",
     "threads_per_process",
     "watched",
+    "workers_without",
     "write_graph",
 ]
 
@@ -299,6 +302,23 @@ def threads_per_process() -> int:
     if client is not None:
         return max(client.nthreads().values(), default=1)
     return max(available_threads(), dask.config.get("num_workers", None) or 1)
+
+
+def folder_of_tasks() -> str | None:
+    """Return Dask's ``temporary-directory``; None where it is that of the system."""
+    import dask.config
+
+    folder: str | None = dask.config.get("temporary-directory", None)
+    return folder
+
+
+def workers_without(folder: str) -> list[str]:
+    """Return the addresses of the workers of the active cluster that do not see a folder."""
+    client = scheduler_client()
+    if client is None or client.asynchronous:
+        return []
+    seen: dict[str, bool] = client.run(os.path.isdir, folder)
+    return sorted(address for address, sees in seen.items() if not sees)
 
 
 @contextlib.contextmanager

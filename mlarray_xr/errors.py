@@ -10,7 +10,9 @@
     ├── GeometryError (ValueError)        the spatial question has no true answer here
     ├── ConversionError (ValueError)      the object cannot be expressed in the target format
     ├── SourceError (OSError)             the bytes could not be had: check the address
-    │   └── SourceChanged                 the file was replaced, truncated or removed meanwhile
+    │   ├── SourceChanged                 the file was replaced, truncated or removed meanwhile
+    │   ├── SourceDenied (PermissionError)    the server refused the credentials: give others
+    │   └── SourceTimeout (TimeoutError)      the server did not answer in time: try again later
     ├── TargetBusy (FileExistsError)      somebody else is writing this file: wait
     ├── AllocationError (MemoryError)     the result cannot fit this machine: read less at once
     └── MissingDependencyError (ImportError)   an optional package is needed: install the extra
@@ -33,7 +35,9 @@ __all__ = [
     "MlaError",
     "MlaWarning",
     "SourceChanged",
+    "SourceDenied",
     "SourceError",
+    "SourceTimeout",
     "TargetBusy",
 ]
 
@@ -72,6 +76,14 @@ class SourceError(MlaError, OSError):
 
 class SourceChanged(SourceError):
     """Raised on reading when the file was replaced, truncated or removed since it was opened."""
+
+
+class SourceDenied(SourceError, PermissionError):
+    """Raised on reading when a server refuses the credentials, or refuses to go without any."""
+
+
+class SourceTimeout(SourceError, TimeoutError):
+    """Raised on reading when a server did not answer in time, however often it was asked."""
 
 
 class TargetBusy(MlaError, FileExistsError):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.encode import FramePlan
     from mlarray_xr.storage.job import Finished, Progress
     from mlarray_xr.storage.source import LocalSource
+    from mlarray_xr.storage.upload import StagedUpload
     from mlarray_xr.subject import Subject
 
 __all__ = [
@@ -73,6 +74,8 @@ class PreparedWrite:
     """When it was asked for, seconds since 1970."""
     region: Box | None = None
     """What of an existing file is replaced; None when a file is made."""
+    upload: StagedUpload | None = None
+    """What becomes of a file that is for a store; None when it stays where it is."""
 
     def graph(self) -> Any:
         """Return the 0-d Dask array that writes the file when it is computed."""
@@ -108,6 +111,8 @@ class PreparedWrite:
             self.job.staging.release()
         else:
             self.job.staging.remove()
+        if self.upload is not None:
+            self.upload.clean_up()
 
     def report(self, done: Finished) -> WriteReport:
         """Return the report of the finished write."""
@@ -125,6 +130,7 @@ class PreparedWrite:
             choice=self.choice,
             began=self.began,
             region=self.region,
+            upload=self.upload,
         )
 
 
@@ -137,9 +143,13 @@ def _report(
     choice: CodecChoice | None,
     began: float,
     region: Box | None,
+    upload: StagedUpload | None,
 ) -> WriteReport:
-    """Return the report of a finished write."""
+    """Return the report of a finished write, whose file has gone to its store by then."""
     plan = job.plan
+    begin = time.perf_counter()
+    if upload is not None:
+        upload.send(job.staging.target)
     return WriteReport(
         path=path,
         shape=plan.shape,
@@ -149,7 +159,7 @@ def _report(
         n_chunks=job.n_chunks,
         n_resumed_chunks=n_resumed_chunks,
         seconds=time.time() - began,
-        assembly_seconds=done.seconds,
+        assembly_seconds=done.seconds + time.perf_counter() - begin,
         workers=done.workers,
         layout=plan.layout,
         codec=plan.codec,

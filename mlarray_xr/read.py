@@ -22,6 +22,8 @@ def open_mla(
     chunks: int | str | Mapping[Any, Any] | None = None,
     variable: str | None = None,
     checksums: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    store: Any = None,
 ) -> xr.DataArray:
     """Open a file as a lazy DataArray in world coordinates.
 
@@ -31,7 +33,7 @@ def open_mla(
     Parameters
     ----------
     path
-        A local path, a file's bytes, or a binary file object.
+        A local path, a URL, a file's bytes, or a binary file object.
     chunks
         None: lazy without Dask. ``{}``: Dask, parts of whole file chunks sized for a task.
         ``"auto"``, numbers and mappings as in `xarray.open_dataset`.
@@ -40,6 +42,10 @@ def open_mla(
     checksums
         Whether each chunk is compared with its checksum when it is first read; files without
         checksums are then refused.
+    storage_options
+        How to get at a URL: credentials, endpoint and such, as fsspec or obstore spell them.
+    store
+        A ready obstore store or fsspec filesystem, in which `path` is a path.
 
     Returns
     -------
@@ -65,6 +71,8 @@ def open_mla(
         chunks=chunks,
         variable=variable,
         checksums=checksums,
+        storage_options=storage_options,
+        store=store,
     )
     names = list(dataset.data_vars)
     if not names:

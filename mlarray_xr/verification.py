@@ -8,25 +8,28 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mlarray_xr.errors import FormatError
 from mlarray_xr.format.integrity import chunk_place
-from mlarray_xr.storage.frame_file import open_frame, read_index, read_integrity
+from mlarray_xr.storage.address import is_url, open_address
+from mlarray_xr.storage.frame_entries import read_integrity
+from mlarray_xr.storage.frame_file import open_frame, read_index
+from mlarray_xr.storage.handles import reader_of
 from mlarray_xr.storage.inspection import Inspection
-from mlarray_xr.storage.mapped import MappedReader
 from mlarray_xr.storage.read_pool import available_threads
-from mlarray_xr.storage.source import BytesSource, source_of
+from mlarray_xr.storage.source import BytesSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.integrity import Integrity
-    from mlarray_xr.storage.source import LocalSource
+    from mlarray_xr.storage.remote_source import Source
 
 __all__ = ["DamagedChunk", "VerifyReport", "verify", "verify_files", "verify_folder"]
 
@@ -125,7 +128,14 @@ class VerifyReport:
         return "\n".join(lines)
 
 
-def verify(path: object, *, threads: int | None = None, decode: bool = False) -> VerifyReport:
+def verify(
+    path: object,
+    *,
+    threads: int | None = None,
+    decode: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    store: Any = None,
+) -> VerifyReport:
     """Check a whole file: frame, metadata, chunk table, and every chunk.
 
     Chunks that match their checksum are not decoded; others are, where the file was edited since
@@ -134,11 +144,15 @@ def verify(path: object, *, threads: int | None = None, decode: bool = False) ->
     Parameters
     ----------
     path
-        A local path, a file's bytes, or a binary file object.
+        A local path, a URL, a file's bytes, or a binary file object.
     threads
         Threads to use; None shares the CPUs with reads under way.
     decode
         Whether to decode chunks that match their checksum, too.
+    storage_options
+        How to get at a URL: credentials, endpoint and such, as fsspec or obstore spell them.
+    store
+        A ready obstore store or fsspec filesystem, in which `path` is a path.
 
     Returns
     -------
@@ -150,7 +164,7 @@ def verify(path: object, *, threads: int | None = None, decode: bool = False) ->
     FileNotFoundError
         When there is no file.
     SourceError
-        When the path is a directory or a URL, or the file may not be read or changed meanwhile.
+        When the path is a directory, or the file cannot be had or changed meanwhile.
 
     Examples
     --------
@@ -166,7 +180,7 @@ def verify(path: object, *, threads: int | None = None, decode: bool = False) ->
         msg = f"threads={threads}: at least 1 is needed, or None to share the CPUs"
         raise ValueError(msg)
     begin = time.perf_counter()
-    source = source_of(path)
+    source = open_address(path, storage_options=storage_options, store=store)
     report = _inspected(source, threads=threads, decode=decode)
     file_bytes = len(source.data) if isinstance(source, BytesSource) else source.size
     return replace(report, file_bytes=file_bytes, seconds=time.perf_counter() - begin)
@@ -178,6 +192,7 @@ def verify_files(
     jobs: int | None = None,
     decode: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Iterator[VerifyReport]:
     """Check many files, several at a time, and go on after damage.
 
@@ -186,13 +201,16 @@ def verify_files(
     Parameters
     ----------
     paths
-        Files of any name, and folders, of which the `.mla` files are taken; see `verify_folder`.
+        Files of any name, URLs, and folders, of which the `.mla` files are taken; see
+        `verify_folder`.
     jobs
         Files at a time; None takes one per CPU.
     decode
         See `verify`.
     progress
         Called with the number of files done and of all files, before each report.
+    storage_options
+        How to get at URLs; see `verify`.
 
     Yields
     ------
@@ -206,6 +224,7 @@ def verify_files(
     ['unreadable']
     """
     found = list(itertools.chain.from_iterable(map(_files_of, paths)))
+    check = partial(_verified, decode=decode, storage_options=storage_options)
     waiting: deque[Future[VerifyReport]] = deque()
     remaining, jobs = iter(found), jobs or available_threads()
     with ThreadPoolExecutor(jobs) as pool:
@@ -213,7 +232,7 @@ def verify_files(
             for done in range(1, len(found) + 1):
                 # One more than run, so that no thread idles while a report is looked at.
                 for path in itertools.islice(remaining, jobs + 1 - len(waiting)):
-                    waiting.append(pool.submit(_verified, path, decode=decode))
+                    waiting.append(pool.submit(check, path))
                 report = waiting.popleft().result()
                 if progress is not None:
                     progress(done, len(found))
@@ -264,12 +283,14 @@ def _files_of(path: str | os.PathLike[str]) -> list[str | OSError]:
     return found
 
 
-def _verified(path: str | OSError, *, decode: bool) -> VerifyReport:
+def _verified(
+    path: str | OSError, *, decode: bool, storage_options: Mapping[str, Any] | None
+) -> VerifyReport:
     """Return the report of one file; what cannot be had is a report, too."""
     if isinstance(path, OSError):
         return _unreadable(os.fsdecode(path.filename), path)
     try:
-        return verify(path, decode=decode)
+        return verify(path, decode=decode, storage_options=storage_options)
     except (OSError, MemoryError) as error:
         return _unreadable(path, error)
 
@@ -277,12 +298,11 @@ def _verified(path: str | OSError, *, decode: bool) -> VerifyReport:
 def _unreadable(path: str, error: Exception) -> VerifyReport:
     """Return the report of a file or folder that could not be had."""
     reason = str(error) or type(error).__name__
-    return VerifyReport(path=os.path.abspath(path), state="unreadable", reasons=(reason,))
+    shown = path if is_url(path) else os.path.abspath(path)
+    return VerifyReport(path=shown, state="unreadable", reasons=(reason,))
 
 
-def _inspected(
-    source: LocalSource | BytesSource, *, threads: int | None, decode: bool
-) -> VerifyReport:
+def _inspected(source: Source, *, threads: int | None, decode: bool) -> VerifyReport:
     """Check everything, from the outside to the chunks."""
     damage: list[str] = []
     has_metadata, integrity = True, None
@@ -323,12 +343,12 @@ def _inspected(
     )
 
 
-def _reason(source: LocalSource | BytesSource, error: FormatError) -> str:
+def _reason(source: Source, error: FormatError) -> str:
     """Return what an error says, without the path that the report shows anyway."""
     return str(error).removeprefix(f"{source.name}: ")
 
 
-def _refusals(source: LocalSource | BytesSource, header: FrameHeader) -> Iterator[str]:
+def _refusals(source: Source, header: FrameHeader) -> Iterator[str]:
     """Say why the reader refuses a file in which no damage was found; nothing where it does not.
 
     C-Blosc2 looks at fields that nothing depends on, such as the codec of chunks to come.
@@ -337,7 +357,7 @@ def _refusals(source: LocalSource | BytesSource, header: FrameHeader) -> Iterato
         return
     box = tuple((0, 1) for _ in header.shape)
     try:
-        MappedReader(source).read(box, np.empty((1,) * len(box), header.dtype), threads=1)
+        reader_of(source).read(box, np.empty((1,) * len(box), header.dtype), threads=1)
     except FormatError as error:
         yield _reason(source, error)
 

@@ -17,6 +17,7 @@ from mlarray_xr.planning.byte_amount import parse_bytes
 from mlarray_xr.planning.layout_request import LayoutRequest
 from mlarray_xr.prepared import delayed_report, run_all
 from mlarray_xr.region_write import prepare_region
+from mlarray_xr.remote_write import check_remote, is_remote, prepare_object
 from mlarray_xr.subject import variables_of
 from mlarray_xr.template import template_layout
 
@@ -59,6 +60,8 @@ def to_mla(
     resume: bool = False,
     memory_limit: int | str | None = None,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    store: Any = None,
 ) -> Any:
     """Write an array to one `.mla` file, which appears complete or not at all.
 
@@ -79,7 +82,9 @@ def to_mla(
         attributes of xarray objects are stored. A Dataset of several variables becomes a folder
         with a file for each, which `xarray.open_mfdataset` opens again.
     path
-        The target, ending in ``.mla``; for several variables a folder.
+        The target, ending in ``.mla``; for several variables a folder. Or the URL of an object
+        (``s3://``, ``gs://``, ``az://``, what fsspec can write to), which appears complete or not
+        at all as well; parts are put together in Dask's ``temporary-directory``.
     patch
         Window that will be read most, elements: one number for every spatial axis, one entry per
         spatial or per array axis, or a mapping from dimension. Decides chunks and blocks, as
@@ -131,6 +136,10 @@ def to_mla(
     progress
         Called with the number of chunks done and of all chunks, from time to time and at the end.
         Dask's own progress bars work as well.
+    storage_options
+        How to get at a URL: credentials, endpoint and such, as fsspec or obstore spell them.
+    store
+        A ready obstore store or fsspec filesystem, in which `path` is a path.
 
     Returns
     -------
@@ -169,6 +178,9 @@ def to_mla(
         "resume": resume,
         "memory_limit": None if memory_limit is None else parse_bytes(memory_limit),
     }
+    remote = is_remote(path, storage_options=storage_options, store=store)
+    if remote:
+        check_remote(path, mode=mode, resume=resume)
     write: Callable[[Any, str], PreparedWrite]
     if mode == "r+":
         _check_kept((patch, chunks, blocks, layout, template, caches, codec, metadata))
@@ -192,9 +204,15 @@ def to_mla(
             metadata=metadata,
             **way,
         )
+    if remote:
+        overwrite = mode == "w"
+        where: dict[str, Any] = {"storage_options": storage_options, "store": store}
+        write = partial(prepare_object, prepare=write, overwrite=overwrite, **where)
     if isinstance(obj, xr.Dataset) and len(obj.data_vars) != 1:
-        return _write_variables(obj, os.fsdecode(path), write, compute=compute, progress=progress)
-    prepared = write(obj, file_name(path))
+        return _write_variables(
+            obj, os.fsdecode(path), write, remote=remote, compute=compute, progress=progress
+        )
+    prepared = write(obj, os.fsdecode(path) if remote else file_name(path))
     if not compute:
         return delayed_report(prepared)
     (report,) = run_all([prepared], progress)
@@ -253,6 +271,7 @@ def _write_variables(
     folder: str,
     write: Callable[[Any, str], PreparedWrite],
     *,
+    remote: bool,
     compute: bool,
     progress: Progress | None,
 ) -> Any:
@@ -262,11 +281,13 @@ def _write_variables(
         if os.path.basename(name) != name or name.startswith(".") or not name:
             msg = f"variable {name!r}: no name for a file. To fix: ds.rename(...)"
             raise ConversionError(msg)
-    os.makedirs(folder, exist_ok=True)
+    if not remote:
+        os.makedirs(folder, exist_ok=True)
     prepared: list[PreparedWrite] = []
     try:
         for name, array in arrays.items():
-            path = file_name(os.path.join(folder, name + SUFFIX))
+            place = f"{folder.rstrip('/')}/{name}{SUFFIX}"
+            path = place if remote else file_name(os.path.join(folder, name + SUFFIX))
             prepared.append(write(array, path))
     except BaseException:
         for one in prepared:

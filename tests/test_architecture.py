@@ -38,26 +38,32 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "format",
         "limits plain_pickle plain_msgpack metadata entry generations metadata_codec "
-        "cursor frame trailer chunk integrity planning_entry",
+        "cursor frame trailer chunk block_layout column integrity block_index planning_entry",
     ),
     folder(
         "planning",
-        "byte_amount grid selection shaped assignment region codec codec_cost cache_probes caches "
-        "sizes access touching read_cost explanation nodes layout reference_rules blosc2_choice "
-        "layout_search layout_plan layout_request codec_choice write_plan",
+        "byte_amount byte_ranges grid selection point_groups interpolation shaped assignment "
+        "region codec codec_cost cache_probes caches sizes access touching read_cost explanation "
+        "nodes layout reference_rules blosc2_choice "
+        "layout_score layout_search layout_plan layout_request codec_choice write_plan",
     ),
     folder(
         "storage",
-        "source random_access libblosc2 portable chunks tiles read_pool frame_file mapped handles "
+        "source remote_source piece retry remote_dialects remote_options transport_failures "
+        "transport_fsspec transport_obstore transport page_file disk_cache "
+        "read_settings counters request_pool interleaved remote_file "
+        "random_access libblosc2 portable chunks tiles read_pool frame_sections frame_file "
+        "frame_entries block_request block_cache mapped_blocks mapped chunk_load ranged "
+        "handles address point_gather "
         "gather planning_record encode ordered_tasks trial publication json_record staging "
         "segments frame_template joining assembly frame_lock editable frame_edit edit job canvas "
         "inspection",
     ),
-    ("array",),
+    ("file_array", "points", "array"),
     ("axes",),
     ("geometry",),
     ("attributes", "record", "placement", "coordinates", "dataset"),
-    ("dask", "dask_caches", "dask_write", "merged"),
+    ("dask", "dask_caches", "dask_points", "dask_write", "merged"),
     ("template",),
     (
         "backend",
@@ -70,6 +76,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "write",
         "creation",
         "verification",
+        "labelled_points",
         "accessor",
     ),
     folder(
@@ -107,6 +114,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "msgpack": ("format.plain_msgpack",),
     "blosc2": ("storage.", "planning.blosc2_choice"),
     "ctypes": ("storage.libblosc2",),
+    "obstore": ("storage.transport_obstore",),
+    "fsspec": ("storage.transport_fsspec",),
+    "boto3": ("storage.transport_obstore",),
     "xarray": FROM_DATASET_DOWN,
     "pandas": FROM_DATASET_DOWN,
     "dask": ("dask",),
@@ -143,15 +153,19 @@ EXPORTS = {
     "Layout",
     "Metadata",
     "MlaArray",
+    "ReadStats",
     "WriteReport",
     "choose_codec",
     "cluster_caches",
+    "configure",
     "convert",
     "convert_folder",
     "create",
     "detect_caches",
+    "measure",
     "open_mla",
     "plan_layout",
+    "stats",
     "to_mla",
     "verify",
 }

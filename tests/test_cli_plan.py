@@ -17,6 +17,7 @@ from mlarray_xr.cli import main
 from mlarray_xr.cli_bench import timing_table
 from mlarray_xr.cli_info import planned_text
 from mlarray_xr.explore import patch_timing
+from mlarray_xr.explore.machine_speed import MachineSpeed
 from mlarray_xr.explore.patch_timing import PatchTiming
 from mlarray_xr.format.metadata import Spatial
 from mlarray_xr.planning.caches import CacheSizes, detect_caches
@@ -448,7 +449,9 @@ def test_bench_prints_what_was_predicted_and_measured(
     assert facts["threads"] == 1
     assert facts["predicted_ms"] == cost.milliseconds
     assert (facts["predicted_chunks"], facts["predicted_blocks"]) == (cost.chunks, cost.blocks)
-    assert facts["scaled_ms"] == facts["predicted_ms"] * facts["machine_factor"]
+    assert facts["scaled_ms"] == pytest.approx(facts["predicted_ms"] * facts["machine_factor"])
+    factors = [facts[f"{part}_factor"] for part in ("calls", "decode", "copy")]
+    assert min(factors) <= facts["machine_factor"] <= max(factors)
     assert facts["ratio"] == facts["mean_ms"] / facts["scaled_ms"]
     text = run(capsys, "bench", "scan.mla", *options)
     assert text.startswith(
@@ -502,7 +505,8 @@ def known() -> PatchTiming:
         count=10,
         n_reads=40,
         predicted=layout.cost((20, 20)),
-        machine_factor=2.0,
+        speed=MachineSpeed(calls=2.0, decode=1.5, copy=0.75),
+        scaled_ms=layout.cost((20, 20)).milliseconds * 2,
         chunks=2.5,
         blocks=5.0,
         mean_ms=layout.cost((20, 20)).milliseconds * 3,
@@ -519,7 +523,7 @@ def test_the_table_says_what_is_predicted_and_measured() -> None:
         "2.5 touched, 2.0",
         "5 touched, 4.",
         "3.20 times what is wanted, 2.",
-        "whole chunks take 2.00 times as long",
+        "calls take 2.00, decoding 1.50, copying 0.75 times as long",
         "0.25 ms, their median; half of them 0.125 to 0.5 ms",
         "ratio     1.50, measured mean over predicted on this machine",
     ):

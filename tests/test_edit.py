@@ -34,7 +34,7 @@ from mlarray_xr.errors import (
     SourceError,
 )
 from mlarray_xr.format.metadata import Spatial, Stats
-from mlarray_xr.storage.frame_file import read_integrity
+from mlarray_xr.storage.frame_entries import read_integrity
 from mlarray_xr.storage.source import source_of
 from tests.frame_kit import sections_of
 from tests.strategies import dtypes, filled_boxes, keys, layouts, mixed_shapes, values_of

@@ -243,10 +243,22 @@ def test_a_device_is_refused() -> None:
         MlaArray("/dev/zero")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/ct.mla", "https://host/ct.mla", "file:///ct.mla"])
-def test_an_address_on_the_network_is_refused(url: str) -> None:
-    with pytest.raises(SourceError, match="URLs are not read"):
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("gopher://host/ct.mla", "knows no protocol 'gopher'"),
+        ("s3://bucket", "names no object"),
+        ("file://host/ct.mla", "names the host 'host'"),
+    ],
+)
+def test_an_address_that_nobody_serves_is_refused(url: str, told: str) -> None:
+    with pytest.raises(SourceError, match=told):
         MlaArray(url)
+
+
+def test_options_of_a_network_are_refused_for_local_files(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"storage_options=\['anon'\] were given"):
+        MlaArray(tmp_path / "ct.mla", storage_options={"anon": True})
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from mlarray_xr.format.integrity import (
 from mlarray_xr.format.limits import Limits
 from mlarray_xr.format.trailer import parse_trailer, unpack_bytes
 from mlarray_xr.storage import frame_file, handles, mapped
-from mlarray_xr.storage.frame_file import open_frame, read_index, read_integrity, read_payload
+from mlarray_xr.storage.frame_entries import read_integrity
+from mlarray_xr.storage.frame_file import open_frame, read_index, read_payload
 from mlarray_xr.storage.handles import close_reader, open_readers, reader_of
 from mlarray_xr.storage.mapped import MappedReader
 from mlarray_xr.storage.source import source_of

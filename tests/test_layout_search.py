@@ -16,10 +16,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mlarray_xr.errors import LayoutError
-from mlarray_xr.planning import layout_search
+from mlarray_xr.planning import layout_score, layout_search
 from mlarray_xr.planning.access import Window
 from mlarray_xr.planning.caches import CacheSizes
 from mlarray_xr.planning.layout_plan import plan_layout
+from mlarray_xr.planning.layout_score import mean_runs
 from mlarray_xr.planning.layout_search import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
@@ -208,11 +209,11 @@ def objective(layout: Layout, caches: CacheSizes) -> float:
             chunk_grid=grid,
             block_bytes=block_bytes,
             wanted_bytes=math.prod(window.shape) * basis.itemsize,
-            n_runs=layout_search._mean_runs(window, along),
+            n_runs=mean_runs(window, along),
         )
     stored = n_chunks_of(shape, chunks) * grid * block_bytes
-    padding = (stored / (math.prod(shape) * basis.itemsize)) ** layout_search._PADDING_WEIGHT
-    overhead = 1 + layout_search._CHUNK_OVERHEAD_BYTES / (math.prod(chunks) * basis.itemsize)
+    padding = (stored / (math.prod(shape) * basis.itemsize)) ** layout_score._PADDING_WEIGHT
+    overhead = 1 + layout_score._CHUNK_OVERHEAD_BYTES / (math.prod(chunks) * basis.itemsize)
     octaves = [math.log2(b) for b in blocks]
     penalty = size_penalty(block_bytes, max(octaves) - min(octaves))
     return float(time * penalty * overhead * padding)
@@ -228,10 +229,10 @@ def objective(layout: Layout, caches: CacheSizes) -> float:
 def test_larger_caches_are_used_as_well_as_smaller_ones(
     axes: list[Axis], itemsize: int, caches: CacheSizes, grown: tuple[float, float, float]
 ) -> None:
-    """Of chunks that cost nearly the same those shaped like the patch are taken: 2 %.
+    """Of layouts that cost nearly the same those shaped like the patch are taken: 2 %.
 
-    The rest is what the search passes over, as it tries some extents of four axes and chunks for
-    the twelve best blocks only: 6 % in the worst of 1400 requests.
+    The rest is what the search passes over, as it refines a few layouts only. Of five axes it
+    passes over more: 5 % in the worst of 2200 requests.
     """
     n_bytes = math.prod(n for n, _ in axes) * itemsize
     # Smaller arrays are in every cache, larger ones take the only chunks that a frame holds.
@@ -240,7 +241,7 @@ def test_larger_caches_are_used_as_well_as_smaller_ones(
     l1, l2, l3 = (int(size * more) for size, more in zip(sizes, grown, strict=True))
     larger = CacheSizes(l1_bytes=l1, l2_bytes=max(l1, l2), l3_bytes=max(l1, l2, l3))
     for_small, for_large = (planned(axes, itemsize, sizes) for sizes in (caches, larger))
-    assert objective(for_large, larger) <= objective(for_small, larger) * 1.08
+    assert objective(for_large, larger) <= objective(for_small, larger) * 1.03
 
 
 CUBES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (37, 37, 37)]
@@ -368,22 +369,49 @@ def test_networks_ask_for_larger_chunks() -> None:
 
 
 def test_planning_compares_a_bounded_number_of_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-    combinations = layout_search._combinations
+    """Blocks, chunks for eight of them, and what comes of it along every axis, refined.
 
-    def counted(*args: Any, **options: Any) -> Any:
-        found = combinations(*args, **options)
-        tried.append(len(found.extents))
+    Eight layouts are refined, then the best three of them, then up to 20 others and three of them,
+    with at most 45 blocks and 20 multiples of them along an axis.
+    """
+    scored: list[int] = []
+    score_of = layout_score.layout_score
+
+    def counted(*args: Any) -> Any:
+        found = score_of(*args)
+        scored.append(np.size(found))
         return found
 
-    monkeypatch.setattr(layout_search, "_combinations", counted)
+    monkeypatch.setattr(layout_search, "layout_score", counted)
     for ndim in range(1, 17):
         for extent in (2, 9, 96, 1000) if ndim < 6 else (2, 5):
-            tried.clear()
+            scored.clear()
             plan_layout((extent,) * ndim, "u1", patch=7, caches=CACHES)
-            assert tried[0] <= 8192
-            assert sum(tried[1:]) <= 12 * 1728
-            assert len(tried) <= 14
+            assert scored[0] <= 8192
+            assert sum(scored[1:]) <= 8 * 1728 + (8 + 3 + 20 + 3) * ndim * 45 * 20
+            assert len(scored) <= 1 + 8 + 4 * ndim
+
+
+def test_what_is_found_is_refined_along_single_axes() -> None:
+    """No blocks and chunks of one axis, others as they are, cost less by more than is ignored."""
+    axes = [(13, 7), (17, 5), (29, 11), (31, 13), (37, 9), (41, 8)]
+    layout = planned(axes, 1, CACHES)
+    assert layout.basis is not None
+    bound = least_amplification(axes, 1) * (1 + 1e-9)
+    limit = objective(layout, CACHES) / 1.021
+    tried = 0
+    for axis, (n, _) in enumerate(axes):
+        for block in range(1, n + 1):
+            for chunk in {*range(block, n, block), n}:
+                changed = replace(
+                    layout,
+                    chunks=(*layout.chunks[:axis], chunk, *layout.chunks[axis + 1 :]),
+                    blocks=(*layout.blocks[:axis], block, *layout.blocks[axis + 1 :]),
+                )
+                if changed.cost().amplification <= bound and changed.chunk_bytes(1) <= 2 << 20:
+                    assert objective(changed, CACHES) >= limit
+                    tried += 1
+    assert tried > 100
 
 
 PLANS = """

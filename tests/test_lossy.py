@@ -16,7 +16,7 @@ from mlarray_xr import MlaArray, to_mla, verify
 from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.format.metadata import Metadata, Stats
 from mlarray_xr.planning.codec import Codec
-from mlarray_xr.storage.frame_file import read_integrity
+from mlarray_xr.storage.frame_entries import read_integrity
 from mlarray_xr.storage.source import source_of
 
 if TYPE_CHECKING:

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlarray_xr import Layout, Metadata, MlaArray, plan_layout, to_mla
 from mlarray_xr.errors import LayoutError
-from mlarray_xr.explore import patch_timing
-from mlarray_xr.explore.patch_timing import (
-    chunk_boxes_of,
-    random_boxes,
-    time_patches,
-    touched_by,
+from mlarray_xr.explore import patch_boxes, patch_timing
+from mlarray_xr.explore.machine_speed import (
+    MachineSpeed,
+    fitted_speed,
+    mean_parts,
+    window_parts,
 )
+from mlarray_xr.explore.patch_boxes import probe_boxes, random_boxes, random_voxels, touched_by
+from mlarray_xr.explore.patch_timing import time_patches
 from mlarray_xr.format.metadata import Spatial
 from mlarray_xr.planning.grid import box_shape
-from mlarray_xr.planning.read_cost import expected_cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,41 +101,69 @@ def test_boxes_are_anywhere_and_the_same_for_the_same_seed() -> None:
     assert {type(edge) for box in boxes[:9] for pair in box for edge in pair} == {int}
 
 
-@given(drawn=layouts(), limit=st.integers(1, 600), seed=st.integers(0, 3))
-@example(
-    drawn=((9, 9), (2, 2), plan_layout((9, 9), "u2", chunks=(9, 9), blocks=(2, 4), caches=CACHES)),
-    limit=40,
-    seed=0,
-)
+@given(drawn=layouts(), limit=st.integers(1, 600), data=st.data())
+@settings(max_examples=100)
+def test_probes_are_near_and_bounded(
+    drawn: tuple[tuple[int, ...], tuple[int, ...], Layout], limit: int, data: st.DataObject
+) -> None:
+    shape, _, layout = drawn
+    voxel = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patch_boxes, "_PROBE_BYTES", limit)
+        probes = probe_boxes(voxel, shape=shape, layout=layout, itemsize=2)
+    block_bytes = 2 * math.prod(layout.blocks)
+    for box in probes:
+        for (start, stop), n in zip(box, shape, strict=True):
+            assert 0 <= start < stop <= n
+        n_blocks = cells_of(box, layout)[1]
+        assert n_blocks <= 8
+        assert n_blocks * block_bytes <= max(limit, block_bytes)
+    alone, knot, group, corner = probes
+    assert alone == tuple((x, x + 1) for x in voxel)
+    assert cells_of(knot, layout) == cells_of(group, layout)
+    assert cells_of(group, layout)[0] == 1
+    n_chunks, n_blocks = cells_of(corner, layout)
+    assert n_chunks == n_blocks
+    sizes = (max(layout.blocks), max(layout.blocks), max(layout.chunks))
+    for x, *pairs in zip(voxel, knot, group, corner, strict=True):
+        for (start, stop), size in zip(pairs, sizes, strict=True):
+            assert start - size <= x < stop + size
+
+
+def test_probes_are_where_patches_are() -> None:
+    voxels = random_voxels((100, 100), (81, 81), count=4000, seed=1)
+    assert voxels == random_voxels((100, 100), (81, 81), count=4000, seed=1)
+    rows = Counter(row // 10 for row, _ in voxels)
+    assert rows[5] > 2 * rows[0]
+    assert set(rows) == set(range(10))
+
+
+@given(drawn=layouts())
 @settings(max_examples=60)
-def test_chunks_are_different_ones_and_bounded(
-    drawn: tuple[tuple[int, ...], tuple[int, ...], Layout], limit: int, seed: int
+def test_parts_add_up_to_the_model(
+    drawn: tuple[tuple[int, ...], tuple[int, ...], Layout],
 ) -> None:
     shape, window, layout = drawn
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(patch_timing, "_CHUNKS_BYTES", limit)
-        boxes = chunk_boxes_of(shape, window, layout, itemsize=2, seed=seed)
-        assert boxes == chunk_boxes_of(shape, window, layout, itemsize=2, seed=seed)
-    assert 1 <= len(boxes) == len(set(boxes)) <= 16
-    for box in boxes:
-        assert cells_of(box, layout)[0] == 1
-        for (start, stop), n, c in zip(box, shape, layout.chunks, strict=True):
-            assert start % c == 0
-            assert start < stop <= n
-    n_bytes = 2 * sum(math.prod(box_shape(box)) for box in boxes)
-    one_block = max(math.prod(box_shape(box)) for box in boxes) <= math.prod(layout.blocks)
-    assert n_bytes <= limit or (len(boxes) == 1 and one_block)
-    if limit >= 2 * math.prod(layout.chunks):
-        for box in boxes:
-            ends = zip(box, layout.chunks, shape, strict=True)
-            assert all(stop == min(start + c, n) for (start, stop), c, n in ends)
+    whole = layout.cost(window)
+    parts = window_parts(window, layout)
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(whole.milliseconds)
+    # Nothing is not linear but spill, which these small blocks are far from.
+    assert mean_parts(all_boxes(shape, window), layout) == pytest.approx(parts)
 
 
-def test_chunks_are_those_that_patches_are_in() -> None:
-    layout = plan_layout((100, 100), "u1", chunks=(10, 10), blocks=(5, 5), caches=CACHES)
-    voxels = [chunk_boxes_of((100, 100), (81, 81), layout, itemsize=1, seed=i) for i in range(20)]
-    starts = Counter(start for boxes in voxels for box in boxes for start, _ in box)
-    assert starts[50] > 2 * starts[0]
+def test_factors_are_found_and_bounded() -> None:
+    modelled = [(3.0, 1.0, 0.1), (3.0, 8.0, 0.1), (3.0, 8.0, 6.0), (9.0, 8.0, 0.2)]
+    for truth in ((3.0, 1.5, 1.5), (0.5, 0.5, 0.5), (1.0, 2.0, 0.7)):
+        speed = MachineSpeed(calls=truth[0], decode=truth[1], copy=truth[2])
+        found = fitted_speed(modelled, [speed.milliseconds(parts) for parts in modelled])
+        for parts in ((20.0, 50.0, 10.0), (5.0, 1.0, 1.0), (1.0, 9.0, 3.0)):
+            assert found.milliseconds(parts) == pytest.approx(speed.milliseconds(parts), rel=0.03)
+    alike = fitted_speed([(1.0, 2.0, 3.0)] * 4, [12.0] * 4)
+    assert (alike.calls, alike.decode, alike.copy) == pytest.approx((2.0, 2.0, 2.0))
+    # Decoding for nothing, which no machine does.
+    odd = fitted_speed(modelled, [30.0, 3.0, 3.0, 9.0])
+    assert min(odd.calls, odd.decode, odd.copy) > 0
 
 
 class Watch:
@@ -181,20 +210,9 @@ def array(request: pytest.FixtureRequest, tmp_path: Path) -> MlaArray:
     return MlaArray(tmp_path / "a.mla")
 
 
-def modelled_seconds(array: MlaArray, box: Box) -> float:
-    """Return the modelled time of a chunk, as if it were the whole array."""
-    layout = array.layout
-    assert layout.basis is not None
-    cost = expected_cost(
-        box_shape(box),
-        shape=box_shape(box),
-        chunks=layout.chunks,
-        blocks=layout.blocks,
-        itemsize=2,
-        model=layout.basis.model,
-    )
-    assert cost.chunks == 1
-    return cost.milliseconds / 1e3
+def seconds_of(box: Box, array: MlaArray, *, speed: MachineSpeed) -> float:
+    """Return what a machine takes for one box of a file."""
+    return speed.milliseconds(mean_parts([box], array.layout)) / 1e3
 
 
 def test_a_machine_twice_as_slow_gets_twice_the_prediction(
@@ -202,10 +220,11 @@ def test_a_machine_twice_as_slow_gets_twice_the_prediction(
 ) -> None:
     window = (5, 9, 6)
     patch_seconds = 2.5 * array.layout.cost(window).milliseconds / 1e3
+    speed = MachineSpeed(calls=2.0, decode=2.0, copy=2.0)
 
     def take(_: Watch, box: Box) -> float:
         is_patch = box_shape(box) == window
-        return patch_seconds if is_patch else 2 * modelled_seconds(array, box)
+        return patch_seconds if is_patch else seconds_of(box, array, speed=speed)
 
     watch = Watch(take).install(monkeypatch)
     timing = time_patches(array, window, seconds=0.02, count=30, seed=4, clock=watch)
@@ -215,14 +234,50 @@ def test_a_machine_twice_as_slow_gets_twice_the_prediction(
     times = (timing.mean_ms, timing.median_ms, *timing.quartiles_ms)
     assert times == pytest.approx((2.5 * timing.predicted_ms,) * 4)
     assert timing.ratio == pytest.approx(1.25)
-    read = watch.boxes[-timing.n_reads :]
-    assert {box_shape(box) for box in read} == {window}
+    read = [box for box in watch.boxes if box_shape(box) == window][-timing.n_reads :]
     assert read[:30] == random_boxes(SHAPE, window, count=30, seed=4)
     touched = [cells_of(box, array.layout) for box in read[:30]]
     assert timing.chunks == pytest.approx(statistics.fmean(n for n, _ in touched))
     assert timing.blocks == pytest.approx(statistics.fmean(n for _, n in touched))
     per_block = math.prod(array.blocks) / math.prod(window)
     assert timing.amplification == pytest.approx(timing.blocks * per_block)
+
+
+@pytest.mark.parametrize("window", [(12, 12, 12), (1, 20, 30), (30, 2, 3)])
+@pytest.mark.parametrize(
+    "speed",
+    [
+        MachineSpeed(calls=3.0, decode=1.5, copy=1.5),
+        MachineSpeed(calls=1.5, decode=3.0, copy=3.0),
+        MachineSpeed(calls=0.5, decode=1.0, copy=0.5),
+    ],
+    ids=lambda speed: f"{speed.calls}-{speed.decode}",
+)
+def test_a_machine_with_slow_calls_or_slow_bytes_gets_the_right_prediction(
+    window: tuple[int, ...], speed: MachineSpeed, array: MlaArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes do not depend on the patch, yet tell what it takes; one factor of chunks would not."""
+    watch = Watch(lambda _, box: seconds_of(box, array, speed=speed)).install(monkeypatch)
+    timing = time_patches(array, window, seconds=0.05, count=200, clock=watch)
+    exact = speed.milliseconds(window_parts(window, array.layout))
+    assert timing.scaled_ms == pytest.approx(exact, rel=0.05)
+    assert timing.ratio == pytest.approx(1, abs=0.15)
+
+
+def test_a_machine_that_changes_its_speed_meanwhile_does_not_matter(
+    array: MlaArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patches and probes take turns, so that both meet fast and slow times."""
+    machine = MachineSpeed(calls=1.0, decode=1.0, copy=1.0)
+
+    def take(watch: Watch, box: Box) -> float:
+        slow = 1 + (watch.now // 0.05) % 2
+        return slow * seconds_of(box, array, speed=machine)
+
+    watch = Watch(take).install(monkeypatch)
+    timing = time_patches(array, (12, 12, 12), seconds=0.4, count=200, clock=watch)
+    assert timing.machine_factor == pytest.approx(1.5, rel=0.1)
+    assert timing.ratio == pytest.approx(1, abs=0.15)
 
 
 @pytest.fixture
@@ -243,10 +298,14 @@ def test_patches_are_read_until_the_time_is_spent(
     timing = time_patches(small, 5, seconds=50 / 1024, count=count, clock=watch)
     assert (timing.count, timing.n_reads) == (n_different, n_reads)
     assert timing.mean_ms == 1000 / 1024
-    rounds = watch.boxes[-n_reads:]
-    assert rounds[n_different:] == (rounds * 2)[: n_reads - n_different]
-    # Three passes over 16 chunks, which take longer than a quarter of the time, and 13 patches.
-    assert len(watch.boxes) == 48 + 13 + n_reads
+    # An eighth of the time each for voxels and patches, before anything is timed.
+    warm_up, timed = watch.boxes[:14], watch.boxes[14:]
+    assert [box_shape(box) for box in warm_up] == [(1, 1, 1)] * 7 + [(5, 5, 5)] * 7
+    patches = [box for box in timed if box_shape(box) == (5, 5, 5)]
+    assert len(patches) == n_reads
+    assert patches[n_different:] == patches[: n_reads - n_different]
+    # Turns of three reads; four kinds of probes together take half the time of the patches.
+    assert len(timed) - n_reads == pytest.approx(n_reads / 2, abs=4 * 3)
 
 
 def test_as_many_patches_as_asked_for_however_long_it_takes(
@@ -268,7 +327,7 @@ def test_what_is_kept_of_fast_patches_is_bounded(
     assert (timing.count, timing.n_reads) == (40, 70)
 
 
-def test_a_patch_takes_the_median_of_its_reads(
+def test_a_patch_takes_what_its_reads_usually_take(
     small: MlaArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one round adds, such as a cold disk, does not count; how patches differ does."""
@@ -290,7 +349,7 @@ def test_a_patch_takes_the_median_of_its_reads(
     assert timing.quartiles_ms == pytest.approx(np.quantile(times, (0.25, 0.75)).tolist())
 
 
-def test_everything_goes_to_one_buffer_and_chunks_to_one_thread(
+def test_everything_goes_to_one_buffer_and_probes_to_one_thread(
     small: MlaArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(lambda *_: 1e-3).install(monkeypatch)
@@ -298,9 +357,8 @@ def test_everything_goes_to_one_buffer_and_chunks_to_one_thread(
     assert timing.threads == 3
     (base,) = {id(out.base): out.base for out in watch.buffers}.values()
     assert base.size == 8**3
-    chunk_reads = 48
-    assert watch.threads[:chunk_reads] == [1] * chunk_reads
-    assert set(watch.threads[chunk_reads:]) == {3}
+    for box, threads in zip(watch.boxes, watch.threads, strict=True):
+        assert threads == (3 if box_shape(box) == (5, 5, 5) else 1)
     np.testing.assert_array_equal(
         watch.buffers[-1], small[tuple(slice(*pair) for pair in watch.boxes[-1])]
     )
@@ -311,7 +369,7 @@ def test_a_real_clock_gives_real_numbers(array: MlaArray) -> None:
     facts = json.loads(json.dumps(timing.to_plain()))
     assert facts["window"] == [5, 5, 5]
     numbers = {name: value for name, value in facts.items() if isinstance(value, float)}
-    assert len(numbers) == 12
+    assert len(numbers) == 15
     assert all(0 < value < math.inf for value in numbers.values())
     assert timing.quartiles_ms[0] <= timing.median_ms <= timing.quartiles_ms[1]
 

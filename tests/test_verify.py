@@ -26,7 +26,8 @@ from mlarray_xr.errors import MlaError, MlaWarning, SourceChanged, SourceError
 from mlarray_xr.format.integrity import INTEGRITY_NAME, encode_integrity
 from mlarray_xr.format.trailer import parse_trailer
 from mlarray_xr.storage import inspection
-from mlarray_xr.storage.frame_file import read_index, read_integrity, read_payload
+from mlarray_xr.storage.frame_entries import read_integrity
+from mlarray_xr.storage.frame_file import read_index, read_payload
 from mlarray_xr.storage.inspection import Inspection
 from mlarray_xr.storage.source import source_of
 from mlarray_xr.verification import VerifyReport, verify, verify_files, verify_folder

@@ -1,13 +1,13 @@
 """Reading random patches of a file: what the model of the layout predicts, and what a clock says.
 
-The model was fitted to one machine. How much slower or faster this one is, a few whole chunks of
-the same file tell, read by one thread: their time over the modelled one is the machine's factor.
-What is left between a patch and its prediction is what the model misses of its layout.
+The model was fitted to one machine. How much slower or faster this one is, small reads near the
+patches tell, made by one thread in turns with the patches: machines that others use change their
+speed many times in a second. What is left between a patch and its prediction is what the model
+misses of its layout.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
@@ -20,23 +20,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from mlarray_xr.errors import LayoutError
+from mlarray_xr.explore.machine_speed import fitted_speed, mean_parts, window_parts
+from mlarray_xr.explore.patch_boxes import probe_boxes, random_boxes, random_voxels, touched_by
 from mlarray_xr.planning.grid import box_shape
 from mlarray_xr.planning.sizes import patch_extents
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.gather import allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from mlarray_xr.array import MlaArray
+    from mlarray_xr.explore.machine_speed import MachineSpeed
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Basis, Layout
     from mlarray_xr.planning.read_cost import ReadCost
     from mlarray_xr.planning.sizes import Sizes
 
-__all__ = ["PatchTiming", "chunk_boxes_of", "random_boxes", "time_patches", "touched_by"]
+__all__ = ["PatchTiming", "time_patches"]
 
 Clock: TypeAlias = Callable[[], float]
 _ReadBox: TypeAlias = Callable[["Box"], object]
@@ -45,9 +46,13 @@ _USUAL_COUNT, _MOST_COUNT = 200, 100_000
 # What is kept of every read is one number.
 _MOST_READS = 1_000_000
 _N_WARM_UP = 16
-_N_CHUNKS, _N_TRIED_CHUNKS, _CHUNKS_BYTES = 16, 64, 64 << 20
-# So that one pass that the system disturbed, such as the first, has no say.
-_CHUNK_PASSES = 3
+_N_PROBES = 200
+# Each of the four kinds of probes gets so much of the time of the patches.
+_PROBE_SHARE = 1 / 8
+# Long enough for the caches to be those of one kind of reads, too short for the machine to change.
+_TURN_SECONDS, _TURN_READS = 2e-3, 100
+# Reads that take this many times the median of their box met something else: a cold disk.
+_UNUSUAL = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,7 @@ class PatchTiming:
 
     Predictions are means over all offsets, of one thread. Of what was measured the mean is
     comparable with them; median and quartiles tell how far patches differ. The time of one patch
-    is its median over several reads.
+    is the mean of its reads, without those that took more than three times their median.
     """
 
     window: tuple[int, ...]
@@ -71,8 +76,10 @@ class PatchTiming:
     """How often one of them was read."""
     predicted: ReadCost
     """Mean over all offsets: exact counts, and the time on the machine of the model."""
-    machine_factor: float
-    """Measured over modelled time of whole chunks: above 1 on a slower machine."""
+    speed: MachineSpeed
+    """How much slower than the machine of the model this one is, by what small reads took."""
+    scaled_ms: float
+    """Predicted time on this machine."""
     chunks: float
     """Chunks that the patches touch, counted; their mean."""
     blocks: float
@@ -90,9 +97,9 @@ class PatchTiming:
         return self.predicted.milliseconds
 
     @property
-    def scaled_ms(self) -> float:
-        """Predicted time on this machine."""
-        return self.predicted_ms * self.machine_factor
+    def machine_factor(self) -> float:
+        """Predicted time on this machine over that on the machine of the model."""
+        return self.scaled_ms / self.predicted_ms
 
     @property
     def ratio(self) -> float:
@@ -119,6 +126,9 @@ class PatchTiming:
             "chunks": self.chunks,
             "blocks": self.blocks,
             "amplification": self.amplification,
+            "calls_factor": self.speed.calls,
+            "decode_factor": self.speed.decode,
+            "copy_factor": self.speed.copy,
             "machine_factor": self.machine_factor,
             "scaled_ms": self.scaled_ms,
             "mean_ms": self.mean_ms,
@@ -140,9 +150,9 @@ def time_patches(
 ) -> PatchTiming:
     """Read patches at random offsets and compare their time with what the model predicts.
 
-    Whole chunks are read first, at most 16 of together 64 MiB, then a few patches to warm up, for a
-    quarter of the time each, then patches in rounds. All of them go to one buffer, as large as a
-    patch or a chunk.
+    A voxel near each patch and a few patches are read to warm up, for an eighth of the time each.
+    Then patches take turns with four kinds of small reads near them, of at most 8 blocks or chunks,
+    which together take half the time of the patches. All of them go to one buffer.
 
     Parameters
     ----------
@@ -157,9 +167,9 @@ def time_patches(
         How many different patches; each is then read at least once, however long it takes. None is
         200, or as many as there is time for.
     threads
-        Threads per patch; chunks are read by one.
+        Threads per patch; the small reads are made by one.
     seed
-        The same seed gives the same patches and chunks.
+        The same seed gives the same patches and small reads.
     clock
         Tells the time, seconds.
 
@@ -188,29 +198,34 @@ def time_patches(
         )
     layout = array.layout
     window = _window(array, layout, patch)
-    itemsize = array.dtype.itemsize
-    chunks = chunk_boxes_of(array.shape, window, layout, itemsize=itemsize, seed=seed)
-    sizes = [math.prod(shape) for shape in (window, *map(box_shape, chunks))]
-    out = allocate((max(sizes),), array.dtype)
-
-    read_alone = partial(_read, array, out, threads=1)
-    factor = _machine_factor(layout, chunks, read_alone, seconds=seconds / 4, clock=clock)
-    read = partial(_read, array, out, threads=threads)
     boxes = random_boxes(array.shape, window, count=count or _USUAL_COUNT, seed=seed)
-    _timed(boxes[:_N_WARM_UP], read, seconds=seconds / 4, at_least=1, clock=clock)
-    times = _timed(boxes, read, seconds=seconds, at_least=count or 1, clock=clock)
-    read_boxes = boxes[: len(times)]
-    touched = [touched_by(box, chunks=array.chunks, blocks=array.blocks) for box in read_boxes]
-    each = [statistics.median(times[i :: len(boxes)]) * 1e3 for i in range(len(read_boxes))]
+    kinds = _probes(array, layout, window, seed=seed)
+    sizes = (math.prod(box_shape(box)) for kind in kinds for box in kind)
+    out = allocate((max(math.prod(window), *sizes),), array.dtype)
+
+    alone, read = partial(_read, array, out, threads=1), partial(_read, array, out, threads=threads)
+    _warm_up(kinds[0], alone, seconds=seconds / 8, clock=clock)
+    _warm_up(boxes[:_N_WARM_UP], read, seconds=seconds / 8, clock=clock)
+    patches = _TimedReads(boxes, read, share=1.0)
+    probes = [_TimedReads(kind, alone, share=_PROBE_SHARE) for kind in kinds]
+    _take_turns(patches, probes, seconds=seconds, at_least=count or 1, clock=clock)
+
+    speed = fitted_speed(
+        [mean_parts(reads.done, layout) for reads in probes],
+        [statistics.fmean(reads.usual_ms()) for reads in probes],
+    )
+    touched = [touched_by(box, chunks=array.chunks, blocks=array.blocks) for box in patches.done]
+    each = patches.usual_ms()
     low, middle, high = np.quantile(each, (0.25, 0.5, 0.75)).tolist()
     return PatchTiming(
         window=window,
         dtype=str(array.dtype),
         threads=threads,
-        count=len(read_boxes),
-        n_reads=len(times),
+        count=len(each),
+        n_reads=len(patches.times),
         predicted=layout.cost(window),
-        machine_factor=factor,
+        speed=speed,
+        scaled_ms=speed.milliseconds(window_parts(window, layout)),
         chunks=statistics.fmean(n for n, _ in touched),
         blocks=statistics.fmean(n for _, n in touched),
         mean_ms=statistics.fmean(each),
@@ -219,83 +234,80 @@ def time_patches(
     )
 
 
-def random_boxes(
-    shape: Sequence[int], window: Sequence[int], *, count: int, seed: int
-) -> list[Box]:
-    """Return boxes of one shape, at offsets of which each is as likely as any other.
+class _TimedReads:
+    """Boxes that are read in rounds, a turn at a time, and the seconds of every read."""
 
-    Parameters
-    ----------
-    shape, window
-        Of the array and of a box that fits in; array order.
-    count
-        How many.
-    seed
-        The same seed gives the same boxes.
+    def __init__(self, boxes: list[Box], read: _ReadBox, *, share: float) -> None:
+        self._boxes, self._read, self._share = boxes, read, share
+        self.times = numbers("d")
+        self.spent = 0.0
 
-    Examples
-    --------
-    >>> random_boxes((10, 1), (10, 1), count=1, seed=0)
-    [((0, 10), (0, 1))]
-    """
-    rng = np.random.default_rng(seed)
-    last = np.subtract(shape, window)
-    starts = rng.integers(0, last, (count, len(window)), endpoint=True).tolist()
-    return [tuple((a, a + p) for a, p in zip(start, window, strict=True)) for start in starts]
+    @property
+    def done(self) -> list[Box]:
+        """Boxes that were read at least once."""
+        return self._boxes[: len(self.times)]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many reads as are kept."""
+        return len(self.times) >= _MOST_READS
+
+    @property
+    def had(self) -> float:
+        """Time spent, over what is due."""
+        return self.spent / self._share
+
+    def take_turn(self, *, seconds: float, clock: Clock) -> None:
+        """Read for a moment, at least one box."""
+        begin = clock()
+        for _ in range(min(_TURN_READS, _MOST_READS - len(self.times))):
+            box = self._boxes[len(self.times) % len(self._boxes)]
+            start = clock()
+            self._read(box)
+            stop = clock()
+            self.times.append(stop - start)
+            if stop - begin >= seconds:
+                break
+        self.spent += clock() - begin
+
+    def usual_ms(self) -> list[float]:
+        """Return the mean time of every box, without reads that took unusually long."""
+        n = len(self._boxes)
+        each = (self.times[i::n] for i in range(len(self.done)))
+        medians = ((times, statistics.median(times)) for times in each)
+        return [
+            statistics.fmean(t for t in times if t <= _UNUSUAL * median) * 1e3
+            for times, median in medians
+        ]
 
 
-def touched_by(box: Box, *, chunks: Sequence[int], blocks: Sequence[int]) -> tuple[int, int]:
-    """Count the chunks and the blocks that a box touches; blocks begin anew in every chunk.
+def _take_turns(
+    patches: _TimedReads,
+    probes: list[_TimedReads],
+    *,
+    seconds: float,
+    at_least: int,
+    clock: Clock,
+) -> None:
+    """Read patches until a time is spent and so many were read, and probes in between."""
+    for reads in probes:
+        reads.take_turn(seconds=_TURN_SECONDS, clock=clock)
+    while not patches.is_full and (patches.spent < seconds or len(patches.times) < at_least):
+        due = min((p for p in (patches, *probes) if not p.is_full), key=lambda reads: reads.had)
+        left = seconds - patches.spent if due is patches else math.inf
+        due.take_turn(seconds=min(_TURN_SECONDS, left), clock=clock)
 
-    Examples
-    --------
-    >>> touched_by(((9, 11), (0, 5)), chunks=(10, 10), blocks=(5, 5))
-    (2, 2)
-    """
-    n_chunks = n_blocks = 1
-    for (start, stop), chunk, block in zip(box, chunks, blocks, strict=True):
-        per_chunk = -(-chunk // block)
-        (first, low), (last, high) = divmod(start, chunk), divmod(stop - 1, chunk)
-        n_chunks *= last - first + 1
-        n_blocks *= (last - first) * per_chunk + high // block - low // block + 1
-    return n_chunks, n_blocks
 
-
-def chunk_boxes_of(
-    shape: tuple[int, ...], window: tuple[int, ...], layout: Layout, *, itemsize: int, seed: int
-) -> list[Box]:
-    """Return the boxes of a few chunks, different ones, at most 16 and together at most 64 MiB.
-
-    They are those of random voxels of random patches: what the patches decode compresses as they
-    do. They end where the array does. Of a chunk that is larger the first blocks are taken; of a
-    block that is larger, the block.
-    """
-    extents = _limited(layout, itemsize=itemsize)
-    affordable = _CHUNKS_BYTES // (math.prod(extents) * itemsize)
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(
-        0, np.subtract(shape, window), (_N_TRIED_CHUNKS, len(shape)), endpoint=True
-    )
-    voxels = starts + rng.integers(0, window, starts.shape)
-    corners = dict.fromkeys(map(tuple, (voxels // layout.chunks * layout.chunks).tolist()))
-    return [
-        tuple((a, min(a + e, n)) for a, e, n in zip(corner, extents, shape, strict=True))
-        for corner in list(corners)[: max(1, min(_N_CHUNKS, affordable))]
+def _probes(
+    array: MlaArray, layout: Layout, window: tuple[int, ...], *, seed: int
+) -> list[list[Box]]:
+    """Return small boxes near random patches, by kind."""
+    voxels = random_voxels(array.shape, window, count=_N_PROBES, seed=seed)
+    probes = [
+        probe_boxes(voxel, shape=array.shape, layout=layout, itemsize=array.dtype.itemsize)
+        for voxel in voxels
     ]
-
-
-def _limited(layout: Layout, *, itemsize: int) -> tuple[int, ...]:
-    """Return the extents of a chunk, or of so many of its blocks as are read at once."""
-    counts = list(layout.block_grid)
-
-    def extents() -> tuple[int, ...]:
-        sizes = (k * b for k, b in zip(counts, layout.blocks, strict=True))
-        return tuple(min(size, c) for size, c in zip(sizes, layout.chunks, strict=True))
-
-    while math.prod(extents()) * itemsize > _CHUNKS_BYTES and max(counts) > 1:
-        axis = counts.index(max(counts))
-        counts[axis] = -(-counts[axis] // 2)
-    return extents()
+    return [list(kind) for kind in zip(*probes, strict=True)]
 
 
 def _read(array: MlaArray, out: NDArray[Any], box: Box, *, threads: int) -> None:
@@ -304,53 +316,13 @@ def _read(array: MlaArray, out: NDArray[Any], box: Box, *, threads: int) -> None
     array.read(box, out=out[: math.prod(shape)].reshape(shape), threads=threads)
 
 
-def _machine_factor(
-    layout: Layout, chunks: list[Box], read: _ReadBox, *, seconds: float, clock: Clock
-) -> float:
-    """Return the measured over the modelled time of whole chunks."""
-    modelled = sum(_chunk_seconds(layout, box) for box in chunks)
-    at_least = _CHUNK_PASSES * len(chunks)
-    times = _timed(chunks, read, seconds=seconds, at_least=at_least, clock=clock)
-    measured = sum(statistics.median(times[i :: len(chunks)]) for i in range(len(chunks)))
-    return measured / modelled
-
-
-def _chunk_seconds(layout: Layout, box: Box) -> float:
-    """Return the modelled time of a box that begins where a chunk does, and ends in it."""
-    basis = layout.basis
-    assert basis is not None
-    extents = box_shape(box)
-    along = [-(-n // b) for n, b in zip(extents, layout.blocks, strict=True)]
-    time_ns = basis.model.read_time_ns(
-        n_chunks=1,
-        n_blocks=math.prod(along),
-        chunk_grid=math.prod(layout.block_grid),
-        block_bytes=math.prod(layout.blocks) * basis.itemsize,
-        wanted_bytes=math.prod(extents) * basis.itemsize,
-        n_runs=math.prod(extents[:-1]) * along[-1],
-    )
-    return float(time_ns) / 1e9
-
-
-def _timed(
-    boxes: list[Box],
-    read: _ReadBox,
-    *,
-    seconds: float,
-    at_least: int,
-    clock: Clock,
-) -> numbers[float]:
-    """Read boxes in rounds until a time is spent, and return the seconds of every read."""
-    times = numbers("d")
+def _warm_up(boxes: list[Box], read: _ReadBox, *, seconds: float, clock: Clock) -> None:
+    """Read boxes, so many as there is time for: chunks are checked at their first use."""
     begin = clock()
-    for box in itertools.islice(itertools.cycle(boxes), _MOST_READS):
-        start = clock()
+    for box in boxes:
         read(box)
-        stop = clock()
-        times.append(stop - start)
-        if stop - begin >= seconds and len(times) >= at_least:
+        if clock() - begin >= seconds:
             break
-    return times
 
 
 def _window(array: MlaArray, layout: Layout, patch: Sizes | str | None) -> tuple[int, ...]:

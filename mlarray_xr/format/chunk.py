@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNK_HEADER_BYTES",
+    "RAW_FLAG",
     "ChunkHeader",
+    "are_chunk_heads",
     "check_chunks",
     "check_index",
     "check_index_header",
+    "damaged_chunk",
     "parse_chunk_header",
 ]
 
 CHUNK_HEADER_BYTES = 32
 _CHUNK_VERSION = (5, 1)
 _EXTENDED = 0x05
-_RAW = 0x02
+RAW_FLAG = 0x02
 _SPECIAL_REPEAT = 3
 _SPECIAL_SHIFT = 4
 _DICTIONARY = 0x01
@@ -86,7 +89,7 @@ def parse_chunk_header(chunk: bytes, *, max_nbytes: int, name: str) -> ChunkHead
     if not 0 < nbytes <= max_nbytes:
         msg = f"{name}: decodes to {nbytes} bytes, the limit is {max_nbytes}"
         raise FormatError(msg)
-    special, is_raw = (chunk[31] >> _SPECIAL_SHIFT) & 7, bool(chunk[2] & _RAW)
+    special, is_raw = (chunk[31] >> _SPECIAL_SHIFT) & 7, bool(chunk[2] & RAW_FLAG)
     if is_raw and not special and cbytes != CHUNK_HEADER_BYTES + nbytes:
         msg = f"{name}: {nbytes} raw bytes do not fit a chunk of {cbytes} bytes: damaged"
         raise FormatError(msg)
@@ -189,15 +192,42 @@ def check_chunks(
     """
     heads = payload[offsets[:, None] + np.arange(CHUNK_HEADER_BYTES)]
     sizes = heads[:, 4:16].copy().view("<i4")
+    nbytes, cbytes = sizes[:, 0], sizes[:, 2]
+    good = are_chunk_heads(heads, room=len(payload) - offsets, header=header)
+    streams = good & ((heads[:, 2] & RAW_FLAG) == 0) & ((heads[:, 31] >> _SPECIAL_SHIFT) & 7 == 0)
+    good[streams] = _block_starts_ok(payload, offsets[streams], cbytes[streams], header)
+    if not good.all():
+        bad = int(np.argmin(good))
+        raise damaged_chunk(
+            int(numbers[bad]), int(nbytes[bad]), int(cbytes[bad]), header=header, name=name
+        )
+    uses_dictionary = (heads[:, 31] & _DICTIONARY) != 0
+    return np.asarray((heads[:, 16:22] == _DELTA).any(axis=1) | uses_dictionary)
+
+
+def are_chunk_heads(
+    heads: NDArray[np.uint8], *, room: NDArray[np.int64], header: FrameHeader
+) -> NDArray[np.bool_]:
+    """Tell for each chunk header whether it can be that of a stored chunk of a frame.
+
+    Parameters
+    ----------
+    heads
+        The first 32 bytes of each chunk, (n, 32).
+    room
+        The most bytes that each can have.
+    header
+        The frame's header.
+    """
+    sizes = heads[:, 4:16].copy().view("<i4")
     nbytes, blocksize, cbytes = sizes[:, 0], sizes[:, 1], sizes[:, 2]
-    flags, special = heads[:, 2], (heads[:, 31] >> _SPECIAL_SHIFT) & 7
-    raw = (flags & _RAW) != 0
+    special, raw = (heads[:, 31] >> _SPECIAL_SHIFT) & 7, (heads[:, 2] & RAW_FLAG) != 0
     element = header.typesize if header.typesize <= 255 else 1
     repeat = special == _SPECIAL_REPEAT
-    length_ok = (cbytes >= CHUNK_HEADER_BYTES) & (cbytes <= len(payload) - offsets)
+    length_ok = (cbytes >= CHUNK_HEADER_BYTES) & (cbytes <= room)
     length_ok &= ~raw | repeat | (cbytes == CHUNK_HEADER_BYTES + nbytes)
     length_ok &= ~repeat | (cbytes == CHUNK_HEADER_BYTES + header.typesize)
-    good = (
+    return np.asarray(
         _are_known(heads)
         & (heads[:, 3] == element)
         & (nbytes == header.chunksize)
@@ -205,20 +235,17 @@ def check_chunks(
         & ((special == 0) | repeat)
         & length_ok
     )
-    streams = good & ~raw & ~repeat
-    good[streams] = _block_starts_ok(payload, offsets[streams], cbytes[streams], header)
-    if not good.all():
-        bad = int(np.argmin(good))
-        number = int(numbers[bad])
-        where = tuple(int(i) for i in np.unravel_index(number, header.chunk_grid or (1,)))
-        msg = (
-            f"{name}: chunk {number} (grid position {where}) is damaged: it claims "
-            f"{int(nbytes[bad])} bytes in {int(cbytes[bad])} stored, {header.chunksize} are right. "
-            "Other chunks can still be read"
-        )
-        raise ChunkError(msg)
-    uses_dictionary = (heads[:, 31] & _DICTIONARY) != 0
-    return np.asarray((heads[:, 16:22] == _DELTA).any(axis=1) | uses_dictionary)
+
+
+def damaged_chunk(
+    number: int, nbytes: int, cbytes: int, *, header: FrameHeader, name: str
+) -> ChunkError:
+    """Return the error of a chunk whose header or table of blocks is impossible."""
+    where = tuple(int(i) for i in np.unravel_index(number, header.chunk_grid or (1,)))
+    return ChunkError(
+        f"{name}: chunk {number} (grid position {where}) is damaged: it claims {nbytes} bytes in "
+        f"{cbytes} stored, {header.chunksize} are right. Other chunks can still be read"
+    )
 
 
 def _is_plain(head: bytes) -> bool:

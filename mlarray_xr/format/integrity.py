@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlarray_xr.errors import FormatError
+from mlarray_xr.format.column import decode_column, encode_column, take_unsigned
 from mlarray_xr.format.cursor import Cursor
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ INTEGRITY_NAME = "mlarray_xr.chunks"
 _MAGIC = b"mlxc"
 _VERSION = 1
 _CHECKED_FROM = len(_MAGIC) + 4
-_RAW, _DEFLATED = 0, 1
-_LEVEL = 6
 _ORDERED = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 _KINDS = {0: "stored bytes", 1: "zeros", 2: "NaN", 4: "nothing"}
 _COLUMNS = (("crc32", "<u4"), ("length", "<i4"), ("special", "|u1"))
@@ -202,7 +201,7 @@ def encode_integrity(value: Integrity) -> bytes:
             struct.pack(">QQ", value.payload_len, value.n_chunks),
             _short_text(value.writer),
             bytes([len(columns)]),
-            *(_encode_column(column, wanted) for _, column, wanted in columns),
+            *(encode_column(column, wanted) for _, column, wanted in columns),
         ]
     )
     return _MAGIC + struct.pack(">I", zlib.crc32(body)) + body
@@ -234,7 +233,7 @@ def decode_integrity(data: bytes, header: FrameHeader, *, name: str) -> Integrit
     what = f"{name}: integrity entry"
     cursor = Cursor(data, what=what)
     cursor.expect(_MAGIC)
-    crc, found = _unsigned(cursor, 4), zlib.crc32(memoryview(data)[_CHECKED_FROM:])
+    crc, found = take_unsigned(cursor, 4), zlib.crc32(memoryview(data)[_CHECKED_FROM:])
     if found != crc:
         msg = f"{what}: its checksum is {found:08x}, {crc:08x} was written: it is damaged"
         raise FormatError(msg)
@@ -242,15 +241,15 @@ def decode_integrity(data: bytes, header: FrameHeader, *, name: str) -> Integrit
         return None
     ndim = cursor.take(1)[0]
     shape, chunks, blocks = (
-        tuple(_unsigned(cursor, size) for _ in range(ndim)) for size in (8, 4, 4)
+        tuple(take_unsigned(cursor, size) for _ in range(ndim)) for size in (8, 4, 4)
     )
     dtype_str = _take_text(cursor)
-    payload_len, n_chunks = _unsigned(cursor, 8), _unsigned(cursor, 8)
+    payload_len, n_chunks = take_unsigned(cursor, 8), take_unsigned(cursor, 8)
     writer = _take_text(cursor)
     if n_chunks != header.n_chunks:
         return None
     wanted = _wanted_columns(cursor.take(1)[0], dtype_str, what=what)
-    columns = [_decode_column(cursor, np.dtype(each), n_chunks) for each in wanted]
+    columns = [decode_column(cursor, np.dtype(each), n_chunks) for each in wanted]
     if cursor.position != len(data) or _count_chunks(shape, chunks) != n_chunks:
         msg = f"{what}: it is about {n_chunks} chunks, shape {shape} in {chunks} contradicts it"
         raise FormatError(msg)
@@ -306,50 +305,6 @@ def _wanted_columns(count: int, dtype_str: str, *, what: str) -> list[str]:
         msg = f"{what}: {count} columns about chunks of type {dtype_str[:64]!r}"
         raise FormatError(msg)
     return [wanted for _, wanted in columns]
-
-
-def _encode_column(numbers: NDArray[Any], wanted: str) -> bytes:
-    """Return method, length and bytes of a column: deflated where that makes it smaller."""
-    raw = np.ascontiguousarray(numbers, wanted)
-    shuffled = raw.view(np.uint8).reshape(len(raw), raw.itemsize).T.tobytes()
-    deflated = zlib.compress(shuffled, _LEVEL)
-    method, stored = _RAW, raw.tobytes()
-    if len(deflated) < len(stored):
-        method, stored = _DEFLATED, deflated
-    return struct.pack(">BI", method, len(stored)) + stored
-
-
-def _decode_column(cursor: Cursor, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """Consume one column; never more is allocated than `count` numbers take."""
-    n_bytes = count * dtype.itemsize
-    method, stored = cursor.take(1)[0], cursor.take(_unsigned(cursor, 4))
-    content = np.frombuffer(stored, np.uint8)
-    if method == _DEFLATED:
-        inflated = _inflate(stored, n_bytes)
-        content = np.frombuffer(inflated, np.uint8).reshape(dtype.itemsize, -1).T.reshape(-1)
-    if method not in (_RAW, _DEFLATED) or len(content) != n_bytes:
-        msg = f"{cursor.what}: a column of {len(content)} bytes, {n_bytes} are right: damaged"
-        raise FormatError(msg)
-    if dtype.kind == "b" and content.size and content.max() > 1:
-        msg = f"{cursor.what}: a column of booleans holds {content.max()}: damaged"
-        raise FormatError(msg)
-    return np.ascontiguousarray(content).view(dtype)
-
-
-def _inflate(stored: bytes, n_bytes: int) -> bytes:
-    """Return what a zlib stream holds when that is exactly so many bytes, else nothing."""
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(stored, max_length=n_bytes + 1)
-    except zlib.error:
-        return b""
-    is_whole = stream.eof and not stream.unused_data and len(content) == n_bytes
-    return content if is_whole else b""
-
-
-def _unsigned(cursor: Cursor, size: int) -> int:
-    """Consume a big-endian number without a sign."""
-    return int.from_bytes(cursor.take(size), "big")
 
 
 def _take_text(cursor: Cursor) -> str:

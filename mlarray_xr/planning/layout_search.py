@@ -2,8 +2,9 @@
 
 Blocks come first, because they decide what is decoded: all combinations of likely extents are
 compared, with a bound for what their chunks will cost. For the best of them all likely multiples
-are tried as chunks. The cost is that of `mlarray_xr.planning.read_cost`, times what small blocks
-cost in size and small chunks in writing.
+are tried as chunks. What comes out is refined: along one axis after the other it gets the blocks
+and chunks with which the score of `mlarray_xr.planning.layout_score` is least; then once more,
+after two axes were changed at a time.
 
 Axes are sorted by what is asked of them before anything is decided, so that a transposed array
 gets the transposed answer; of axes that are alike the last one gets the longest extents.
@@ -13,20 +14,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import permutations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mlarray_xr.planning.read_cost import size_penalty
-from mlarray_xr.planning.touching import touched_along
+from mlarray_xr.planning.layout_score import (
+    MAX_BLOCK_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS,
+    Extents,
+    Task,
+    amplification_along,
+    amplification_of,
+    blocks_fit,
+    chunks_fit,
+    layout_score,
+    rounded,
+    spread,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from mlarray_xr.planning.access import Window
-    from mlarray_xr.planning.read_cost import ReadModel
 
 __all__ = [
     "MAX_BLOCK_BYTES",
@@ -40,62 +51,109 @@ __all__ = [
 
 _Shape = tuple[int, ...]
 
-MAX_BLOCK_BYTES = 536_866_816
-MAX_CHUNK_BYTES = 2**31 - 33
-MAX_CHUNKS = 268_435_455
-# Likely extents are these, what divides a window or an axis evenly, and the axis itself.
-_POWERS = tuple(1 << e for e in range(12))
+# Likely extents are these, what divides a window or an axis evenly, and the axis itself. Of five
+# axes six extents each are combined: the first powers are the ones that differ most.
+_POWERS = (1, 8, 4, 16, 2, *(1 << e for e in range(5, 12)))
 _OTHERS = tuple(sorted(m << e for m in (3, 5) for e in range(12)))
 _DIVISORS = (1, 2, 3, 4, 5, 6, 8)
 _MULTIPLES = (2, 4, 3, 8, 6, 16, 32, 12, 64, 24, 5, 10, 128, 48, 256, 20, 96, 192)
 # Extents that are compared, so that planning takes some milliseconds.
-_MOST_BLOCKS, _MOST_CHUNKS, _FINALISTS = 8_192, 1_728, 12
+_MOST_BLOCKS, _MOST_CHUNKS, _FINALISTS = 8_192, 1_728, 8
 # Smaller axes than the seven largest are not split over blocks but read one by one.
 _MOST_AXES = 7
-# Measured: what is done once for every chunk that is written takes 0.24 ms, as long as encoding
-# 34 KB with LZ4HC 8. Half of it counts: files are read more often than written.
-_CHUNK_OVERHEAD_BYTES = 16_384
-# Blocks in a chunk that are not touched but looked at, for every one that is, before chunks are
-# known.
-_SCANNED = 2.0
-_LIKELY_BLOCKS_PER_CHUNK = 24.0
-# Zeros beyond the edge of an array are nearly free to store, and cost a tenth to write.
-_PADDING_WEIGHT = 0.1
-# Of chunks that cost nearly the same those are taken that are shaped most like what is read.
+# How many layouts are refined, round by round: at first the finalists.
+_DESCENTS, _DESCENTS_AGAIN = (8, 3), (20, 3)
+# Of layouts that cost nearly the same those are taken whose chunks are shaped most like what is
+# read, and the ones that were found before they were refined.
 _AS_GOOD = 1.02
 # Weights are relative; lighter windows than this count as much.
 _LIGHTEST = 1e-30
-# Differences below this are rounding, which may differ between machines.
-_DIGITS = 9
+# What rounding may add to the amplification that is allowed.
+_ROUNDING = 1 + 1e-9
+
+
+class _Found(NamedTuple):
+    """Shapes and what they cost; the least of several is the best."""
+
+    score: float
+    chunks: _Shape
+    blocks: _Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What is asked of a layout. Shapes in array order, without empty axes."""
-
-    shape: _Shape
-    """Extents of the array."""
-    itemsize: int
-    """Bytes of an element."""
-    windows: tuple[Window, ...]
-    """What is read."""
-    model: ReadModel
-    """What reading costs."""
-    max_amplification: float = math.inf
-    """Blocks that decode more for every byte wanted are not considered, if any others are."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Combinations:
     """Extents in all combinations of some candidates for every axis."""
 
-    extents: NDArray[np.int64]
-    """One row per combination, one column per axis."""
-    touched: list[NDArray[np.float64]]
-    """Of every window, how many cells of these extents it touches."""
-    runs: list[NDArray[np.float64]]
-    """Of every window, how many runs are contiguous in it and in a cell, mean over the axes that
-    may be the last one in memory."""
+    candidates: list[list[int]]
+    """Of every axis, ascending."""
+
+    @classmethod
+    def of(cls, likely: list[list[int]], *, most: int) -> _Combinations:
+        """Return all combinations, the least likely ones left out where there are many."""
+        n_open = sum(len(candidates) > 1 for candidates in likely)
+        if n_open > _MOST_AXES:
+            likely = [[min(c)] for c in likely[:-_MOST_AXES]] + likely[-_MOST_AXES:]
+        # Rounded up a little: the third root of 1728 is 11.999999999999998.
+        each = max(2, int(most ** (1 / min(max(n_open, 1), _MOST_AXES)) + 1e-9))
+        return cls(candidates=[sorted(candidates[:each]) for candidates in likely])
+
+    @property
+    def extents(self) -> list[NDArray[np.float64]]:
+        """Per axis, to be broadcast against each other."""
+        arrays = [np.array(candidates, np.float64) for candidates in self.candidates]
+        return list(np.meshgrid(*arrays, indexing="ij", sparse=True))
+
+    def ranked(self, *keys: Any, count: int) -> list[_Shape]:
+        """Return the places where keys are least, of which the last one counts most.
+
+        Ties go to the longest extents along later axes: the last ones in Fortran order.
+        """
+        n = tuple(map(len, self.candidates))
+        backwards = [np.broadcast_to(key, n).ravel(order="F")[::-1] for key in keys]
+        first = math.prod(n) - 1 - np.lexsort(backwards)[:count]
+        return list(zip(*np.unravel_index(first, n, order="F"), strict=True))
+
+    def shape_at(self, place: tuple[int, ...]) -> _Shape:
+        """Return the extents of one combination."""
+        return tuple(c[i] for c, i in zip(self.candidates, place, strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Front:
+    """Layouts that descend together, along the first of the three axes of every array."""
+
+    score: NDArray[np.float64]
+    """Of every layout."""
+    along: tuple[Extents, ...]
+    """Of every axis of the layouts."""
+
+    @classmethod
+    def of(cls, task: Task, found: list[_Found]) -> _Front:
+        """Return what was found, in columns."""
+        sizes = np.array([(f.chunks, f.blocks) for f in found], np.float64)
+        chunks, blocks = sizes.transpose(1, 2, 0)[..., np.newaxis, np.newaxis]
+        return cls(
+            score=np.array([f.score for f in found]).reshape(-1, 1, 1),
+            along=tuple(
+                Extents.of(task, axis=axis, blocks=blocks[axis], chunks=chunks[axis])
+                for axis in range(len(task.shape))
+            ),
+        )
+
+    def best(self, count: int) -> _Front:
+        """Return the layouts of the lowest scores, the lowest first."""
+        first = np.argsort(self.score[:, 0, 0], kind="stable")[:count]
+        return _Front(score=self.score[first], along=tuple(e.at(first) for e in self.along))
+
+    def with_axis(self, axis: int, extents: Extents) -> tuple[Extents, ...]:
+        """Return what the layouts are along every axis, with others along one of them."""
+        return (*self.along[:axis], extents, *self.along[axis + 1 :])
+
+    def first(self) -> _Found:
+        """Return the first of the layouts."""
+        chunks = tuple(int(e.chunks[0, 0, 0]) for e in self.along)
+        blocks = tuple(int(e.blocks[0, 0, 0]) for e in self.along)
+        return _Found(float(self.score[0, 0, 0]), chunks, blocks)
 
 
 def search_shapes(task: Task) -> tuple[_Shape, _Shape]:
@@ -112,15 +170,13 @@ def search_shapes(task: Task) -> tuple[_Shape, _Shape]:
         Extents per axis. Blocks divide chunks, except along axes that a chunk spans.
     """
     ordered, order = _ordered(task)
-    best: tuple[float, _Shape, _Shape] | None = None
-    for blocks in _best_blocks(ordered, count=_FINALISTS):
-        found = _best_chunks(ordered, blocks)
-        if found is not None and (best is None or found < best):
-            best = found
-    if best is None:
-        blocks = _best_blocks(ordered, count=1)[0]
-        best = (math.inf, _coarsest(ordered, blocks), blocks)
-    chunks, blocks = _longest_last(ordered, chunks=best[1], blocks=best[2])
+    finalists = _best_blocks(ordered, count=_FINALISTS)
+    found = sorted(f for f in (_best_chunks(ordered, blocks) for blocks in finalists) if f)
+    if found:
+        best = _refined(ordered, found)
+    else:
+        best = _Found(math.inf, _coarsest(ordered, finalists[0]), finalists[0])
+    chunks, blocks = _longest_last(ordered, chunks=best.chunks, blocks=best.blocks)
     return _restored(chunks, order), _restored(blocks, order)
 
 
@@ -134,19 +190,6 @@ def search_blocks(task: Task) -> _Shape:
     counts = [-(-n // b) for n, b in zip(ordered.shape, block, strict=True)]
     even = tuple(-(-n // count) for n, count in zip(ordered.shape, counts, strict=True))
     return _restored(even, order)
-
-
-def amplification_of(task: Task, *, chunks: Sequence[int], blocks: Sequence[int]) -> float:
-    """Return decoded over wanted bytes of all windows together."""
-    decoded = wanted = 0.0
-    for window in task.windows:
-        touched = math.prod(
-            touched_along(n, p, b, chunk=c)
-            for n, p, b, c in zip(task.shape, window.shape, blocks, chunks, strict=True)
-        )
-        decoded += window.weight * touched * math.prod(blocks)
-        wanted += window.weight * math.prod(window.shape)
-    return decoded / wanted
 
 
 def _ordered(task: Task) -> tuple[Task, list[int]]:
@@ -188,85 +231,122 @@ def _restored(sizes: _Shape, order: list[int]) -> _Shape:
 def _best_blocks(task: Task, *, count: int) -> list[_Shape]:
     """Return the most promising blocks, best first."""
     likely = [_likely_extents(task, axis) for axis in range(len(task.shape))]
-    tried = _combinations(task, likely, most=_MOST_BLOCKS)
-    block_bytes = np.prod(tried.extents, axis=1, dtype=np.float64) * task.itemsize
-    decoded = wanted = 0.0
-    time: Any = 0.0
-    for window, n_blocks, n_runs in zip(task.windows, tried.touched, tried.runs, strict=True):
-        window_bytes = math.prod(window.shape) * task.itemsize
-        time = time + window.weight * task.model.read_time_ns(
-            n_chunks=np.maximum(1.0, n_blocks / _LIKELY_BLOCKS_PER_CHUNK),
-            n_blocks=n_blocks,
-            chunk_grid=_SCANNED * np.minimum(n_blocks, _LIKELY_BLOCKS_PER_CHUNK),
-            block_bytes=block_bytes,
-            wanted_bytes=window_bytes,
-            n_runs=n_runs,
-        )
-        decoded = decoded + window.weight * n_blocks * block_bytes
-        wanted += window.weight * window_bytes
-    score = _rounded(time * size_penalty(block_bytes, _thinness(tried.extents)))
-    too_much: Any = decoded > wanted * task.max_amplification * (1 + 1e-9)
-    too_large: Any = block_bytes > max(
-        min(task.model.caches.l2_bytes // 2, MAX_BLOCK_BYTES), task.itemsize
-    )
-    # Ties go to later axes, so that the answer does not depend on the order of combinations.
-    keys = [*(-tried.extents[:, axis] for axis in range(len(task.shape))), score]
-    ranked = np.lexsort((*keys, too_much, too_large))[:count]
-    faults = np.stack([too_large, too_much])[:, ranked]
-    fair = (faults == faults[:, :1]).all(axis=0)
-    return [tuple(row) for row in tried.extents[ranked[fair]].tolist()]
+    tried = _Combinations.of(likely, most=_MOST_BLOCKS)
+    along = [Extents.of(task, axis=i, blocks=n) for i, n in enumerate(tried.extents)]
+    score = layout_score(task, along)
+    too_much = amplification_along(task, along) > task.max_amplification * _ROUNDING
+    too_large = ~blocks_fit(task, along)
+    ranked = tried.ranked(score, too_much, too_large, count=count)
+    faults = [(too_large[at], too_much[at]) for at in ranked]
+    return [tried.shape_at(at) for at, f in zip(ranked, faults, strict=True) if f == faults[0]]
 
 
-def _best_chunks(task: Task, blocks: _Shape) -> tuple[float, _Shape, _Shape] | None:
-    """Return score, chunks and blocks of the best chunks for given blocks; None if none fit."""
+def _best_chunks(task: Task, blocks: _Shape) -> _Found | None:
+    """Return the best chunks for given blocks; None if none fit."""
     likely = [_likely_multiples(n, b) for n, b in zip(task.shape, blocks, strict=True)]
-    tried = _combinations(task, likely, most=_MOST_CHUNKS)
-    grid = np.prod(-(-tried.extents // np.array(blocks)), axis=1, dtype=np.float64)
-    block_bytes = math.prod(blocks) * task.itemsize
-    chunk_bytes = grid * block_bytes
-    n_chunks = np.prod(-(-np.array(task.shape) // tried.extents), axis=1, dtype=np.float64)
-    limit = max(task.model.caches.l3_bytes, block_bytes)
-    fits = (chunk_bytes <= min(limit, MAX_CHUNK_BYTES)) & (n_chunks <= MAX_CHUNKS)
+    tried = _Combinations.of(likely, most=_MOST_CHUNKS)
+    sizes = enumerate(zip(blocks, tried.extents, strict=True))
+    along = [Extents.of(task, axis=i, blocks=b, chunks=c) for i, (b, c) in sizes]
+    fits = chunks_fit(task, along)
     if not fits.any():
         return None
-    time: Any = 0.0
-    for window, touched in zip(task.windows, tried.touched, strict=True):
-        along = [
-            touched_along(n, p, b) for n, p, b in zip(task.shape, window.shape, blocks, strict=True)
-        ]
-        time = time + window.weight * task.model.read_time_ns(
-            n_chunks=touched,
-            n_blocks=math.prod(along),
-            chunk_grid=grid,
-            block_bytes=block_bytes,
-            wanted_bytes=math.prod(window.shape) * task.itemsize,
-            n_runs=_mean_runs(window, along),
-        )
-    padding = n_chunks * chunk_bytes / (math.prod(task.shape) * task.itemsize)
-    held_bytes = np.prod(tried.extents, axis=1, dtype=np.float64) * task.itemsize
-    score = time * (1 + _CHUNK_OVERHEAD_BYTES / held_bytes) * padding**_PADDING_WEIGHT
-    thinness = _thinness(np.array([blocks]))[0]
-    score = _rounded(np.where(fits, score * size_penalty(block_bytes, thinness), np.inf))
-    near = score > score.min() * _AS_GOOD
-    keys = [-tried.extents[:, axis] for axis in range(len(task.shape))]
-    first = np.lexsort([*keys, score, _unlikeness(task, tried.extents), near])[0]
-    return float(score[first]), tuple(tried.extents[first].tolist()), blocks
+    score = np.where(fits, layout_score(task, along), np.inf)
+    is_worse = score > score.min() * _AS_GOOD
+    first = tried.ranked(score, _unlikeness(task, tried.extents), is_worse, count=1)[0]
+    return _Found(float(score[first]), tried.shape_at(first), blocks)
 
 
-def _thinness(blocks: NDArray[np.int64]) -> Any:
-    """Return how many doublings lie between the shortest and the longest axis of blocks."""
-    octaves = np.log2(blocks)
-    return octaves.max(axis=1) - octaves.min(axis=1)
+def _refined(task: Task, found: list[_Found]) -> _Found:
+    """Return the best of what was found; something better, where it can be refined by much."""
+    first = found[0]
+    least = amplification_of(task, chunks=first.chunks, blocks=first.blocks)
+    task = replace(task, max_amplification=max(task.max_amplification, least))
+    tables = {axis: _all_along(task, axis) for axis, n in enumerate(task.shape) if n > 1}
+    best = _descended(task, found, tables=tables, rounds=_DESCENTS)
+    traded = _traded(task, best)
+    if traded:
+        best = min(best, _descended(task, traded, tables=tables, rounds=_DESCENTS_AGAIN))
+    return best if best.score * _AS_GOOD < first.score else first
 
 
-def _unlikeness(task: Task, extents: NDArray[np.int64]) -> Any:
+def _descended(
+    task: Task, starts: list[_Found], *, tables: dict[int, Extents], rounds: tuple[int, ...]
+) -> _Found:
+    """Return the best that is reached by changes along one axis after the other.
+
+    All starts descend at once; those that are behind are given up before every round.
+    """
+    front = _Front.of(task, starts)
+    for most in rounds:
+        front = front.best(most)
+        before = front.score
+        for axis in sorted(tables, reverse=True):
+            front = _lowered(task, front, axis=axis, table=tables[axis])
+        if (front.score == before).all():
+            break
+    return front.best(1).first()
+
+
+def _traded(task: Task, found: _Found) -> list[_Found]:
+    """Return layouts whose blocks and chunks are half as long along one axis, twice along another.
+
+    Descents end where no axis alone can be changed for the better; two together may. What they
+    cost is left open.
+    """
+    n_blocks = [-(-c // b) for c, b in zip(found.chunks, found.blocks, strict=True)]
+    traded = []
+    for shorter, longer in permutations(range(len(task.shape)), 2):
+        blocks = list(found.blocks)
+        blocks[shorter] = -(-blocks[shorter] // 2)
+        blocks[longer] = min(2 * blocks[longer], task.shape[longer])
+        if blocks[shorter] < found.blocks[shorter] and blocks[longer] > found.blocks[longer]:
+            sizes = zip(task.shape, n_blocks, blocks, strict=True)
+            chunks = tuple(min(n, count * block) for n, count, block in sizes)
+            traded.append(_Found(math.inf, chunks, tuple(blocks)))
+    return traded
+
+
+def _all_along(task: Task, axis: int) -> Extents:
+    """Return all likely blocks along an axis, each with all likely chunks."""
+    n = task.shape[axis]
+    blocks = np.array(sorted(_likely_extents(task, axis)), np.float64)[:, np.newaxis]
+    multiples = [k for k in (1, *_MULTIPLES) if k < n]
+    chunks = np.minimum(blocks * np.array([*multiples, n], np.float64), n)
+    return Extents.of(task, axis=axis, blocks=blocks, chunks=chunks)
+
+
+def _lowered(task: Task, front: _Front, *, axis: int, table: Extents) -> _Front:
+    """Return layouts with the best blocks and chunks of a table along one axis."""
+    tried = front.with_axis(axis, table)
+    allowed = (
+        chunks_fit(task, tried)
+        & blocks_fit(task, tried)
+        & (amplification_along(task, tried) <= task.max_amplification * _ROUNDING)
+    )
+    score = np.where(allowed, layout_score(task, tried), np.inf)
+    # An array of one axis leaves nothing in which the layouts differ.
+    score = np.broadcast_to(score, (len(front.score), *table.chunks.shape))
+    lowest = score.min(axis=(1, 2), keepdims=True)
+    place = score.reshape(len(score), -1).argmin(axis=1)
+    row, column = (at.reshape(-1, 1, 1) for at in np.unravel_index(place, score.shape[1:]))
+    is_lower = lowest < front.score
+    old = front.along[axis]
+    new = Extents.of(
+        task,
+        axis=axis,
+        blocks=np.where(is_lower, table.blocks[row, 0], old.blocks),
+        chunks=np.where(is_lower, table.chunks[row, column], old.chunks),
+    )
+    return _Front(score=np.minimum(lowest, front.score), along=front.with_axis(axis, new))
+
+
+def _unlikeness(task: Task, extents: Sequence[Any]) -> Any:
     """Return how far shapes are from those of the windows: 0 for the same proportions."""
     total = sum(window.weight for window in task.windows)
     usual = sum(
         np.log2(np.array(window.shape)) * (window.weight / total) for window in task.windows
     )
-    deviations = np.log2(extents) - usual
-    return _rounded(deviations.max(axis=1) - deviations.min(axis=1))
+    return rounded(spread([np.log2(n) - u for n, u in zip(extents, usual, strict=True)]))
 
 
 def _coarsest(task: Task, blocks: _Shape) -> _Shape:
@@ -276,42 +356,6 @@ def _coarsest(task: Task, blocks: _Shape) -> _Shape:
         axis = max(range(len(chunks)), key=lambda i: (task.shape[i] / chunks[i], i))
         chunks[axis] = min(2 * chunks[axis], task.shape[axis])
     return tuple(chunks)
-
-
-def _combinations(task: Task, likely: list[list[int]], *, most: int) -> _Combinations:
-    """Return all combinations of extents, the least likely ones left out where there are many."""
-    n_open = sum(len(candidates) > 1 for candidates in likely)
-    if n_open > _MOST_AXES:
-        likely = [[min(c)] for c in likely[:-_MOST_AXES]] + likely[-_MOST_AXES:]
-    # Rounded up a little: the third root of 1728 is 11.999999999999998.
-    each = max(2, int(most ** (1 / min(max(n_open, 1), _MOST_AXES)) + 1e-9))
-    chosen = [np.array(sorted(candidates[:each]), np.int64) for candidates in likely]
-    grids = np.meshgrid(*chosen, indexing="ij", sparse=True)
-    shape = tuple(map(len, chosen))
-    extents = np.stack([np.broadcast_to(g, shape).reshape(-1) for g in grids], axis=1)
-    touched, runs = [], []
-    for window in task.windows:
-        along = [
-            touched_along(n, p, grid.astype(np.float64))
-            for n, p, grid in zip(task.shape, window.shape, grids, strict=True)
-        ]
-        touched.append(np.broadcast_to(math.prod(along), shape).reshape(-1))
-        runs.append(np.broadcast_to(_mean_runs(window, along), shape).reshape(-1))
-    return _Combinations(extents=extents, touched=touched, runs=runs)
-
-
-def _mean_runs(window: Window, along: Sequence[Any]) -> Any:
-    """Return how many runs there are, mean over the axes that may be the last one in memory.
-
-    Parameters
-    ----------
-    window
-        What is read.
-    along
-        How many blocks it touches along every axis.
-    """
-    cuts = [touched / p for touched, p in zip(along, window.shape, strict=True) if p > 1]
-    return math.prod(window.shape) * (sum(cuts) / max(1, len(cuts)))
 
 
 def _likely_extents(task: Task, axis: int) -> list[int]:
@@ -329,10 +373,3 @@ def _likely_multiples(extent: int, block: int) -> list[int]:
     n_blocks = -(-extent // block)
     multiples = (1, n_blocks, *_MULTIPLES)
     return list(dict.fromkeys(min(k * block, extent) for k in multiples if k <= n_blocks))
-
-
-def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return values without what is only rounding."""
-    finite = np.where(np.isfinite(values) & (values > 0), values, 1.0)
-    scale = 10.0 ** (_DIGITS - np.floor(np.log10(finite)))
-    return np.where(finite == values, np.round(finite * scale) / scale, values)

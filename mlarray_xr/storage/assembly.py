@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from mlarray_xr.errors import FormatError
+from mlarray_xr.format.block_index import BlockIndex, encode_block_index, fits_block_index
+from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, RAW_FLAG
 from mlarray_xr.format.integrity import (
     ChunkStatistics,
     Integrity,
@@ -149,7 +152,8 @@ class FrameWriter:
         offsets = np.where(special, (special - 128) << 56, table["offset"])
         index = encode_index(offsets) if len(offsets) else b""
         integrity = encode_integrity(_integrity(plan, table, payload_len=self._payload_len))
-        _, trailer = frame_template(plan, self._metadata, integrity)
+        blocks = self._block_index(offsets) if plan.has_block_index else b""
+        _, trailer = frame_template(plan, self._metadata, integrity, blocks)
         total = len(self._header) + self._payload_len + len(index) + len(trailer)
         header = bytearray(self._header)
         struct.pack_into(">Q", header, _FRAME_LEN_AT, total)
@@ -161,6 +165,29 @@ class FrameWriter:
         self._file.flush()
         self._read_back()
         return total
+
+    def _block_index(self, offsets: NDArray[np.int64]) -> bytes:
+        """Return the encoded index of where blocks stand, read from the chunks as they lie here.
+
+        Nothing where it would be larger than readers accept.
+        """
+        plan = self._plan
+        n_blocks = math.prod(plan.layout.block_grid)
+        head = CHUNK_HEADER_BYTES + 4 * n_blocks
+        if not fits_block_index(plan.n_chunks, n_blocks):
+            return b""
+        heads = np.zeros((plan.n_chunks, head), np.uint8)
+        for number in np.flatnonzero(offsets >= 0).tolist():
+            self._file.seek(len(self._header) + int(offsets[number]))
+            stored = self._file.read(min(head, int(self._table["length"][number])))
+            heads[number, : len(stored)] = np.frombuffer(stored, np.uint8)
+        self._file.seek(self._position)
+        starts = np.ascontiguousarray(heads[:, CHUNK_HEADER_BYTES:]).view("<i4")
+        # Raw chunks have voxels where others have their table.
+        is_raw = (heads[:, 2] & RAW_FLAG) != 0
+        starts[is_raw] = 0
+        index = BlockIndex(heads=heads[:, :CHUNK_HEADER_BYTES].copy(), starts=starts)
+        return encode_block_index(index, offsets)
 
     @property
     def _position(self) -> int:

@@ -9,15 +9,19 @@ import numpy as np
 
 from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, parse_chunk_header
-from mlarray_xr.storage.tiles import untile
+from mlarray_xr.storage.tiles import tile, untile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode_checked_chunk", "decode_chunk", "decode_values"]
+    from mlarray_xr.format.frame import FrameHeader
+
+__all__ = ["decode_checked_chunk", "decode_chunk", "decode_values", "decode_whole_chunk"]
 
 _REPEATED = 3
 _NAN = 2
+_PLUGIN_FORMAT = 6
+_ND_FILTERS = (32, 33)
 
 
 def decode_chunk(chunk: bytes, *, max_nbytes: int, name: str) -> NDArray[np.uint8]:
@@ -112,3 +116,40 @@ def decode_values(
     nbytes = math.prod(padded) * out.dtype.itemsize
     tiles = decode_checked_chunk(chunk, nbytes=nbytes, name=name)
     untile(tiles.view(out.dtype), out, chunks=chunks, blocks=blocks)
+
+
+def decode_whole_chunk(stored: bytes, header: FrameHeader, *, name: str) -> NDArray[Any]:
+    """Return all blocks of a chunk whose blocks depend on each other, (n, *blocks).
+
+    Parameters
+    ----------
+    stored
+        The chunk's bytes, exactly; its header has been checked.
+    header
+        The frame's header.
+    name
+        What to call the chunk in errors.
+
+    Raises
+    ------
+    ChunkError
+        When the content cannot be decoded.
+    """
+    shape = (header.chunksize // header.blocksize, *header.blocks)
+    is_plugin = stored[2] >> 5 == _PLUGIN_FORMAT or bool(set(stored[16:22]) & set(_ND_FILTERS))
+    if not is_plugin:
+        tiles = decode_checked_chunk(stored, nbytes=header.chunksize, name=name)
+        return tiles.view(header.dtype).reshape(shape)
+    import blosc2
+
+    # They look up the shape of the array: an array of this one chunk tells it.
+    array = blosc2.empty(header.chunks, header.dtype, chunks=header.chunks, blocks=header.blocks)
+    try:
+        array.schunk.update_chunk(0, stored)
+        values = np.asarray(array[...])
+    except (RuntimeError, ValueError) as error:
+        msg = f"{name}: the chunk of {len(stored)} bytes cannot be decoded: {error}"
+        raise ChunkError(msg) from error
+    tiles = np.empty(math.prod(shape), header.dtype)
+    tile(values, tiles, chunks=header.chunks, blocks=header.blocks)
+    return tiles.reshape(shape)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.selection import OuterSelection
     from mlarray_xr.storage.editable import EditableFrame
     from mlarray_xr.storage.encode import EncodedChunk
+    from mlarray_xr.storage.remote_source import Source
 
 __all__ = ["EditReport", "Edited", "check_mode", "edit_frame", "local_source"]
 
@@ -74,7 +75,7 @@ class Edited:
     """What was done."""
 
 
-def edit_frame(source: LocalSource | BytesSource, selection: OuterSelection, values: Any) -> Edited:
+def edit_frame(source: Source, selection: OuterSelection, values: Any) -> Edited:
     """Replace elements of a file in place.
 
     Only chunks that are touched are written; those that are touched in part are read, compared
@@ -106,7 +107,7 @@ def edit_frame(source: LocalSource | BytesSource, selection: OuterSelection, val
     ChunkError
         When a chunk that must be read is damaged.
     SourceError
-        When the file is held in memory.
+        When the file is held in memory or is remote.
     OSError
         When it cannot be written; it then is what it was.
     """
@@ -130,21 +131,22 @@ def edit_frame(source: LocalSource | BytesSource, selection: OuterSelection, val
     return Edited(source=edit.source, header=edit.header, report=report)
 
 
-def local_source(source: LocalSource | BytesSource) -> LocalSource:
+def local_source(source: Source) -> LocalSource:
     """Return a source that can be edited.
 
     Raises
     ------
     SourceError
-        When it is bytes in memory.
+        When it is bytes in memory, or a remote object.
     """
-    if isinstance(source, BytesSource):
-        msg = f"{source.name}: bytes in memory are not edited. To fix: open the file by its path"
+    if not isinstance(source, LocalSource):
+        what = "bytes in memory" if isinstance(source, BytesSource) else "remote objects"
+        msg = f"{source.name}: {what} are not edited. To fix: open a local file by its path"
         raise SourceError(msg)
     return source
 
 
-def check_mode(mode: str, source: LocalSource | BytesSource) -> None:
+def check_mode(mode: str, source: Source) -> None:
     """Refuse modes of opening that there are not, and to edit what cannot be."""
     if mode not in ("r", "r+"):
         msg = f"mode={mode!r} is not 'r' (read) or 'r+' (edit in place)"

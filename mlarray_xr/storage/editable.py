@@ -25,7 +25,8 @@ from mlarray_xr.planning.codec import Codec
 from mlarray_xr.planning.layout import Layout
 from mlarray_xr.storage.chunks import decode_chunk, decode_values
 from mlarray_xr.storage.encode import FramePlan
-from mlarray_xr.storage.frame_file import read_index, read_integrity, special_codes
+from mlarray_xr.storage.frame_entries import read_integrity
+from mlarray_xr.storage.frame_file import read_index, special_codes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -57,6 +57,9 @@ class FramePlan:
     """Chunks and blocks."""
     codec: Codec
     """Compression."""
+    has_block_index: bool = False
+    """Whether the trailer tells where blocks stand in every chunk; see
+    `mlarray_xr.format.block_index`."""
 
     def __post_init__(self) -> None:
         """Refuse types that a frame cannot hold."""

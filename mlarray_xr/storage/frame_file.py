@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlarray_xr.errors import ChunkError, FormatError, MetadataError, SourceChanged
-from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, check_index, check_index_header
-from mlarray_xr.format.frame import FOOTER_BYTES, header_length, parse_header
-from mlarray_xr.format.integrity import INTEGRITY_NAME, decode_integrity
+from mlarray_xr.format.chunk import check_index
 from mlarray_xr.format.limits import DEFAULT_LIMITS
 from mlarray_xr.format.metadata import Metadata
 from mlarray_xr.format.metadata_codec import decode_fixed_metadata, decode_metadata
-from mlarray_xr.format.planning_entry import PLANNING_BYTES, PLANNING_NAME, decode_planning
-from mlarray_xr.format.trailer import (
-    METADATA_NAME,
-    largest_table,
-    largest_value,
-    parse_trailer,
-    trailer_length,
-    unpack_bytes,
-)
+from mlarray_xr.format.trailer import METADATA_NAME
 from mlarray_xr.storage.chunks import decode_chunk
-from mlarray_xr.storage.source import BytesSource, LocalSource
+from mlarray_xr.storage.frame_sections import read_entry, read_sections, reading, slices
+from mlarray_xr.storage.remote_file import remote_file
+from mlarray_xr.storage.remote_source import RemoteSource
+from mlarray_xr.storage.source import BytesSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from mlarray_xr.format.frame import FrameHeader
-    from mlarray_xr.format.integrity import Integrity
+    from mlarray_xr.storage.frame_sections import FrameSections, RandomAccess
+    from mlarray_xr.storage.remote_source import Source
 
 __all__ = [
     "FrameFile",
@@ -42,14 +32,10 @@ __all__ = [
     "open_frame",
     "read_header",
     "read_index",
-    "read_integrity",
     "read_payload",
-    "read_planning",
     "special_codes",
 ]
 
-_FIRST_READ_BYTES = 4096
-_KEPT_READS = 4
 _PLAIN_SUFFIX = ".b2nd"
 
 
@@ -65,26 +51,7 @@ class FrameFile:
     """False for a plain `.b2nd` without a metadata entry."""
 
 
-class _RandomAccess(Protocol):
-    """Reads a range of bytes."""
-
-    def __call__(self, start: int, stop: int) -> bytes:
-        """Return the bytes from `start` to `stop`, fewer only at the end of the file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sections:
-    """The sections of a frame that has been checked as far as its outline goes."""
-
-    header: FrameHeader
-    """The checked frame header."""
-    trailer_start: int
-    """First byte of the trailer."""
-    entries: dict[str, tuple[int, int]]
-    """Byte span of the value of each entry, in the file."""
-
-
-def open_frame(source: LocalSource | BytesSource) -> FrameFile:
+def open_frame(source: Source) -> FrameFile:
     """Read and check header, trailer and metadata of a source: no voxel.
 
     Of a usual file that is less than 64 KiB, in at most five reads; metadata may be larger, up to
@@ -99,8 +66,8 @@ def open_frame(source: LocalSource | BytesSource) -> FrameFile:
         When the file changed since the source was made.
     """
     name = source.name
-    with _reading(source) as (read, size):
-        sections = _sections(read, size, name=name)
+    with reading(source) as (read, size):
+        sections = read_sections(read, size, name=name)
         try:
             metadata = _metadata(read, sections, name=name)
         except MetadataError as error:
@@ -122,10 +89,10 @@ def open_frame(source: LocalSource | BytesSource) -> FrameFile:
 
 def read_header(frame: NDArray[np.uint8], *, name: str) -> FrameHeader:
     """Parse and check the header of mapped bytes, and that trailer and index fit them."""
-    return _sections(_slices(frame.data), len(frame), name=name).header
+    return read_sections(slices(frame.data), len(frame), name=name).header
 
 
-def read_index(source: LocalSource | BytesSource) -> tuple[FrameHeader, NDArray[np.int64]]:
+def read_index(source: Source) -> tuple[FrameHeader, NDArray[np.int64]]:
     """Read and check header, trailer and chunk table of a source: neither metadata nor voxels.
 
     Returns
@@ -142,8 +109,8 @@ def read_index(source: LocalSource | BytesSource) -> tuple[FrameHeader, NDArray[
     SourceChanged
         When the file changed since the source was made.
     """
-    with _reading(source) as (read, size):
-        sections = _sections(read, size, name=source.name)
+    with reading(source) as (read, size):
+        sections = read_sections(read, size, name=source.name)
         header = sections.header
         if 0 in header.shape:
             return header, np.zeros(0, np.int64)
@@ -154,7 +121,7 @@ def read_index(source: LocalSource | BytesSource) -> tuple[FrameHeader, NDArray[
 
 
 def read_payload(
-    source: LocalSource | BytesSource, header: FrameHeader, *, start: int, stop: int
+    source: Source, header: FrameHeader, *, start: int, stop: int
 ) -> NDArray[np.uint8]:
     """Return a range of the payload by plain reads: a truncated file is an error, no signal.
 
@@ -176,6 +143,9 @@ def read_payload(
     """
     if isinstance(source, BytesSource):
         return np.frombuffer(source.data, np.uint8)[header.header_len :][start:stop]
+    if isinstance(source, RemoteSource):
+        first = header.header_len
+        return np.frombuffer(remote_file(source).read(first + start, first + stop), np.uint8)
     data = np.empty(stop - start, np.uint8)
     with source.open() as file:
         file.seek(header.header_len + start)
@@ -227,149 +197,14 @@ def special_codes(offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
     return np.where(offsets < 0, codes, np.uint8(0))
 
 
-def read_integrity(source: LocalSource | BytesSource) -> Integrity | None:
-    """Return what the writer recorded of the chunks of a source.
-
-    Returns
-    -------
-    Integrity or None
-        None when the file has no such entry, or one of a later version, or about another number
-        of chunks.
-
-    Raises
-    ------
-    FormatError
-        When the frame or the entry is damaged.
-    SourceChanged
-        When the file changed since the source was made.
-    """
-    what = f"{source.name}: integrity entry"
-    with _reading(source) as (read, size):
-        sections = _sections(read, size, name=source.name)
-        if INTEGRITY_NAME not in sections.entries:
-            return None
-        header = sections.header
-        max_nbytes = largest_table(header.n_chunks)
-        value = _entry(read, sections, INTEGRITY_NAME, max_nbytes=max_nbytes, what=what)
-    return decode_integrity(unpack_bytes(value, name=what), header, name=source.name)
-
-
-def read_planning(source: LocalSource | BytesSource) -> dict[str, Any] | None:
-    """Return what the writer recorded of how the layout was decided.
-
-    None when there is nothing, or nothing that can be read.
-
-    Raises
-    ------
-    FormatError
-        When the frame is damaged.
-    SourceChanged
-        When the file changed since the source was made.
-    """
-    what = f"{source.name}: layout entry"
-    with _reading(source) as (read, size):
-        sections = _sections(read, size, name=source.name)
-        if PLANNING_NAME not in sections.entries:
-            return None
-        try:
-            value = _entry(read, sections, PLANNING_NAME, max_nbytes=2 * PLANNING_BYTES, what=what)
-            return decode_planning(unpack_bytes(value, name=what))
-        except FormatError:
-            return None  # nothing depends on it
-
-
-@contextlib.contextmanager
-def _reading(source: LocalSource | BytesSource) -> Iterator[tuple[_RandomAccess, int]]:
-    """Give what reads ranges of a source, and its size."""
-    if isinstance(source, BytesSource):
-        yield _slices(memoryview(source.data)), len(source.data)
-        return
-    with source.open() as file:
-
-        def read(start: int, stop: int) -> bytes:
-            file.seek(start)
-            return file.read(stop - start)
-
-        yield _ReadAhead(read), source.size
-
-
-def _slices(data: memoryview) -> _RandomAccess:
-    """Return what copies ranges of bytes in memory."""
-    return lambda start, stop: bytes(data[start:stop])
-
-
-class _ReadAhead:
-    """Reads 4 KiB where less is wanted, and answers from what it read last where it can."""
-
-    def __init__(self, read: _RandomAccess) -> None:
-        self._read = read
-        self._kept: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_READS)
-
-    def __call__(self, start: int, stop: int) -> bytes:
-        for first, data in self._kept:
-            if first <= start and stop <= first + len(data):
-                return data[start - first : stop - first]
-        data = self._read(start, max(stop, start + _FIRST_READ_BYTES))
-        self._kept.append((start, data))
-        return data[: stop - start]
-
-
-class _Trailer:
-    """The trailer as `parse_trailer` takes it: read where it is looked at."""
-
-    def __init__(self, read: _RandomAccess, start: int, length: int) -> None:
-        self._read, self._start, self._length = read, start, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, piece: slice) -> bytes:
-        return self._read(self._start + piece.start, self._start + piece.stop)
-
-
-def _sections(read: _RandomAccess, size: int, *, name: str) -> _Sections:
-    """Read and check header, trailer map and the head of the index."""
-    first = read(0, min(size, _FIRST_READ_BYTES))
-    header_len = header_length(first, file_size=size, name=name)
-    head = first[:header_len] if header_len <= len(first) else read(0, header_len)
-    header = parse_header(head, file_size=size, name=name)
-    # Of a small trailer this one read is all that is needed, footer included.
-    read(max(header_len, header.frame_len - _FIRST_READ_BYTES), header.frame_len)
-    footer = read(header.frame_len - FOOTER_BYTES, header.frame_len)
-    length = trailer_length(footer, header, value_bytes=DEFAULT_LIMITS.value_bytes, name=name)
-    trailer_start = header.frame_len - length
-    if 0 not in header.shape:
-        index_head = read(header.index_start, header.index_start + CHUNK_HEADER_BYTES)
-        index_bytes = trailer_start - header.index_start
-        check_index_header(index_head, header, index_bytes=index_bytes, name=name)
-    spans = parse_trailer(_Trailer(read, trailer_start, length), header, name=name)
-    entries = {
-        entry: (trailer_start + start, trailer_start + stop)
-        for entry, (start, stop) in spans.items()
-    }
-    return _Sections(header=header, trailer_start=trailer_start, entries=entries)
-
-
-def _metadata(read: _RandomAccess, sections: _Sections, *, name: str) -> Metadata | None:
+def _metadata(read: RandomAccess, sections: FrameSections, *, name: str) -> Metadata | None:
     """Decode the metadata of either place it may stand in; None when there is none."""
     header = sections.header
     if METADATA_NAME in sections.entries:
         what = f"{name}: metadata entry {METADATA_NAME!r}"
         max_nbytes = DEFAULT_LIMITS.value_bytes
-        value = _entry(read, sections, METADATA_NAME, max_nbytes=max_nbytes, what=what)
+        value = read_entry(read, sections, METADATA_NAME, max_nbytes=max_nbytes, what=what)
         return decode_metadata(value, shape=header.shape)
     if header.fixed_metadata is not None:
         return decode_fixed_metadata(read(*header.fixed_metadata), shape=header.shape)
     return None
-
-
-def _entry(
-    read: _RandomAccess, sections: _Sections, entry: str, *, max_nbytes: int, what: str
-) -> bytes:
-    """Read and decode the value of an entry that is there."""
-    start, stop = sections.entries[entry]
-    limit = largest_value(max_nbytes)
-    if stop - start > limit:
-        msg = f"{what}: it takes {stop - start} bytes in the trailer, the limit is {limit}"
-        raise FormatError(msg)
-    return decode_chunk(read(start, stop), max_nbytes=max_nbytes, name=what).tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from mlarray_xr.format.block_index import BLOCK_INDEX_NAME
 from mlarray_xr.format.integrity import INTEGRITY_NAME
 from mlarray_xr.format.planning_entry import PLANNING_NAME, encode_planning
 from mlarray_xr.format.trailer import METADATA_NAME
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["frame_template"]
 
 
-def frame_template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[bytes, bytes]:
+def frame_template(
+    plan: FramePlan, metadata: bytes, integrity: bytes, block_index: bytes = b""
+) -> tuple[bytes, bytes]:
     """Return header and trailer of a frame, written by python-blosc2 itself.
 
-    An in-memory frame of uninitialised chunks has them byte for byte, but for two lengths.
+    An in-memory frame of uninitialised chunks has them byte for byte, but for two lengths. Entries
+    that are given as no bytes are left out.
     """
     import blosc2
 
@@ -38,6 +42,8 @@ def frame_template(plan: FramePlan, metadata: bytes, integrity: bytes) -> tuple[
     empty.schunk.vlmeta[METADATA_NAME] = metadata
     if integrity:
         empty.schunk.vlmeta[INTEGRITY_NAME] = integrity
+    if block_index:
+        empty.schunk.vlmeta[BLOCK_INDEX_NAME] = block_index
     planning = planning_facts(plan.layout)
     if planning is not None:
         empty.schunk.vlmeta[PLANNING_NAME] = encode_planning(planning)

@@ -1,4 +1,4 @@
-"""The handle cache: the mapped readers of this process, bounded, forgotten after a fork.
+"""The handle cache: the readers of this process, bounded, forgotten after a fork.
 
 One of the package's few pieces of state. Arrays hold addresses only; whatever is open is here.
 """
@@ -10,26 +10,32 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from mlarray_xr.storage.mapped import MappedReader
-from mlarray_xr.storage.source import BytesSource, LocalSource
+from mlarray_xr.storage.ranged import RangedReader
+from mlarray_xr.storage.remote_file import close_remote
+from mlarray_xr.storage.remote_source import RemoteSource
+from mlarray_xr.storage.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-__all__ = ["MAX_OPEN_FILES", "close_reader", "open_readers", "reader_of"]
+    from mlarray_xr.storage.remote_source import Source
+
+__all__ = ["MAX_OPEN_FILES", "Reader", "close_reader", "open_readers", "reader_of"]
 
 MAX_OPEN_FILES = 128
 
 _lock = threading.Lock()
+Reader: TypeAlias = MappedReader | RangedReader
 # A source, and whether its readers compare chunks with their checksums.
-_Key = tuple[LocalSource | BytesSource, bool]
-_open: OrderedDict[_Key, MappedReader] = OrderedDict()
-_in_memory: weakref.WeakValueDictionary[_Key, MappedReader] = weakref.WeakValueDictionary()
+_Key: TypeAlias = "tuple[Source, bool]"
+_open: OrderedDict[_Key, Reader] = OrderedDict()
+_in_memory: weakref.WeakValueDictionary[_Key, Reader] = weakref.WeakValueDictionary()
 
 
-def reader_of(source: LocalSource | BytesSource, *, check: bool = False) -> MappedReader:
+def reader_of(source: Source, *, check: bool = False) -> Reader:
     """Return this process's reader of a source, opening it when it is not open.
 
     At most `MAX_OPEN_FILES` files stay open, the least recently used one is dropped first; a read
@@ -42,30 +48,37 @@ def reader_of(source: LocalSource | BytesSource, *, check: bool = False) -> Mapp
     check
         Whether the reader compares chunks with their checksums. Such readers are kept apart.
     """
-    cache: MutableMapping[_Key, MappedReader]
+    cache: MutableMapping[_Key, Reader]
     cache = _in_memory if isinstance(source, BytesSource) else _open
     key = (source, check)
     with _lock:
         reader = cache.get(key)
     if reader is None:
         # Outside the lock: opening a file on a slow file system must not stop other reads.
-        fresh = MappedReader(source, check=check)
+        fresh: Reader
+        if isinstance(source, RemoteSource):
+            fresh = RangedReader(source, check=check)
+        else:
+            fresh = MappedReader(source, check=check)
         with _lock:
             reader = cache.setdefault(key, fresh)
             while len(_open) > MAX_OPEN_FILES:
                 _open.popitem(last=False)
-    if isinstance(source, LocalSource):
+    if not isinstance(source, BytesSource):
         with _lock, contextlib.suppress(KeyError):
             _open.move_to_end(key)
     return reader
 
 
-def close_reader(source: LocalSource | BytesSource) -> None:
+def close_reader(source: Source) -> None:
     """Drop this process's readers of a source; the next read opens it again."""
+    if isinstance(source, BytesSource):
+        return
     with _lock:
-        if isinstance(source, LocalSource):
-            for check in (False, True):
-                _open.pop((source, check), None)
+        for check in (False, True):
+            _open.pop((source, check), None)
+    if isinstance(source, RemoteSource):
+        close_remote(source)
 
 
 def open_readers() -> int:

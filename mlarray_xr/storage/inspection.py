@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.integrity import Integrity
-    from mlarray_xr.storage.source import BytesSource, LocalSource
+    from mlarray_xr.storage.remote_source import Source
 
 __all__ = ["Inspection"]
 
@@ -59,7 +59,7 @@ class Inspection:
 
     def __init__(
         self,
-        source: LocalSource | BytesSource,
+        source: Source,
         header: FrameHeader,
         offsets: NDArray[np.int64],
         integrity: Integrity | None,

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 from mlarray_xr.errors import ChunkError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["NativeHandle", "native_library"]
+__all__ = ["NativeHandle", "decode_blocks", "native_library"]
 
 _FILE_NAMES = ("libblosc2.so", "libblosc2.dylib", "libblosc2.dll", "blosc2.dll")
 _OLDEST_MAJOR = 3
@@ -61,6 +63,8 @@ def _load(path: Path) -> ctypes.CDLL | None:
         library.b2nd_from_cframe.argtypes = [pointer, ctypes.c_int64, ctypes.c_bool, out_pointer]
         library.b2nd_get_slice_cbuffer.argtypes = [pointer] * 5 + [ctypes.c_int64]
         library.b2nd_free.argtypes = [pointer]
+        length = ctypes.c_int32
+        library.blosc2_getitem.argtypes = [pointer, length, length, length, pointer, length]
         library.blosc2_error_string.argtypes = [ctypes.c_int]
         library.blosc2_error_string.restype = ctypes.c_char_p
         library.blosc2_init()
@@ -134,3 +138,55 @@ class NativeHandle:
     def _reason(self, code: int) -> str:
         """Return the library's words for an error code."""
         return f"{self._library.blosc2_error_string(code).decode()} ({code})"
+
+
+def decode_blocks(
+    address: int,
+    out_address: int,
+    *,
+    stored_bytes: int,
+    runs: Iterable[tuple[int, int]],
+    block_items: int,
+    block_bytes: int,
+) -> str | None:
+    """Decode some blocks of one chunk without the GIL, from any number of threads.
+
+    `blosc2_getitem` keeps its state on the stack, takes no lock and starts no thread. It knows no
+    frame: chunks of plugin codecs and filters, which look for its metadata, must not get here, nor
+    those of which Blosc2 decodes parts wrongly.
+
+    Parameters
+    ----------
+    address
+        Of the checked chunk, in memory that stays as it is.
+    out_address
+        Where the blocks go, one after another.
+    stored_bytes
+        Bytes of the chunk, its header included.
+    runs
+        First block and number of blocks of each run of neighbours: one call for each.
+    block_items
+        Elements of a block, of the size that the chunk's header says.
+    block_bytes
+        Bytes of a block.
+
+    Returns
+    -------
+    str or None
+        Which run cannot be decoded, and why.
+    """
+    library = native_library()
+    if library is None:
+        msg = "the C library is not available"
+        raise RuntimeError(msg)
+    decode = library.blosc2_getitem
+    for first, n_blocks in runs:
+        wanted = n_blocks * block_bytes
+        found = decode(
+            address, stored_bytes, first * block_items, n_blocks * block_items, out_address, wanted
+        )
+        if found != wanted:
+            reason = library.blosc2_error_string(found).decode()
+            return f"{n_blocks} blocks from block {first}: {reason} ({found})"
+        out_address += wanted
+    return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlarray_xr.errors import ChunkError, FormatError
+from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.chunk import check_chunks
 from mlarray_xr.format.integrity import chunk_place
 from mlarray_xr.planning.grid import (
@@ -23,12 +23,9 @@ from mlarray_xr.planning.grid import (
     touched_chunks,
 )
 from mlarray_xr.storage.chunks import decode_checked_chunk, decode_chunk
-from mlarray_xr.storage.frame_file import (
-    chunk_offsets,
-    read_header,
-    read_integrity,
-    special_codes,
-)
+from mlarray_xr.storage.counters import Tally
+from mlarray_xr.storage.frame_entries import recorded_integrity
+from mlarray_xr.storage.frame_file import chunk_offsets, read_header, special_codes
 from mlarray_xr.storage.libblosc2 import NativeHandle, native_library
 from mlarray_xr.storage.portable import PortableHandle
 from mlarray_xr.storage.read_pool import run_shared, sharing
@@ -115,7 +112,8 @@ class MappedReader:
         self._handles: deque[_Handle] = deque()
         self._table: _ChunkTable | None = None
         self._lock = threading.Lock()
-        self._integrity = _recorded(source, self.header) if check else None
+        self.tally = Tally()
+        self._integrity = recorded_integrity(source, self.header) if check else None
 
     def read(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
         """Fill `out` with the elements of a box.
@@ -318,22 +316,6 @@ class MappedReader:
 def _inside(part: Box, box: Box) -> tuple[Any, ...]:
     """Return the key of a part in an array that holds the box; an array even where it is 0-d."""
     return (*(slice(a - o, b - o) for (a, b), (o, _) in zip(part, box, strict=True)), ...)
-
-
-def _recorded(source: LocalSource | BytesSource, header: FrameHeader) -> Integrity:
-    """Return the checksums of a source, refusing files that have none for this array."""
-    integrity = read_integrity(source)
-    if integrity is None:
-        found = "no checksums for its chunks"
-    elif differences := integrity.differences(header):
-        found = f"checksums of another array: {'; '.join(differences)}"
-    else:
-        return integrity
-    msg = (
-        f"{source.name}: chunks were to be compared with their checksums, the file has {found}. "
-        "To fix: (1) read without the comparison; (2) write the file again with mlarray_xr"
-    )
-    raise FormatError(msg)
 
 
 def _map(source: LocalSource | BytesSource) -> NDArray[np.uint8]:

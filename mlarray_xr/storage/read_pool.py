@@ -10,13 +10,15 @@ import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
-__all__ = ["available_threads", "check_threads", "run_shared", "sharing"]
+__all__ = ["available_threads", "check_threads", "run_shared", "sharing", "submit_read"]
+
+Result = TypeVar("Result")
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -87,6 +89,11 @@ def run_shared(tasks: Iterable[Callable[[], None]], *, threads: int) -> None:
             helper.cancel()
         work.wait()
     work.raise_error()
+
+
+def submit_read(read: Callable[[], Result]) -> Future[Result]:
+    """Call a function that reads in a thread of the pool; 32 or more run at the same time."""
+    return _shared_pool().submit(read)
 
 
 class _SharedWork:

@@ -132,7 +132,7 @@ def source_of(address: object) -> LocalSource | BytesSource:
     FileNotFoundError
         When no file is there.
     SourceError
-        When the address is a directory, a device or a URL.
+        When the address is a directory, a device or a URL (see `open_address`).
     TypeError
         When it is none of the accepted kinds.
     """
@@ -158,7 +158,7 @@ def source_of(address: object) -> LocalSource | BytesSource:
 def _local_source(path: str) -> LocalSource:
     """Pin the regular file at a path."""
     if "://" in path:
-        msg = f"{path}: URLs are not read: only local paths are. To fix: download the file first"
+        msg = f"{path}: only .mla files are read from URLs. To fix: download the file first"
         raise SourceError(msg)
     path = os.path.abspath(os.path.expanduser(path))
     found = os.stat(path)
