@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.codec_choice import CodecChoice, Preference
     from mlarray_xr.planning.layout import Layout
+    from mlarray_xr.planning.point_plan import Method, Outside
     from mlarray_xr.planning.region import Region
     from mlarray_xr.planning.sizes import Sizes
+    from mlarray_xr.points import Space
     from mlarray_xr.storage.job import Progress
 
 __all__ = ["MlaAccessor"]
@@ -173,6 +175,67 @@ class MlaAccessor:
                 for axis, name in enumerate(geometry.dims)
                 if name in self._array.dims
             }
+        )
+
+    def points(
+        self,
+        points: ArrayLike,
+        *,
+        space: Space = "index",
+        method: Method = "nearest",
+        outside: Outside = "raise",
+        fill_value: Any = None,
+    ) -> xr.DataArray:
+        """Read the values at points, in one grouped read; of a Dask array lazily, part by part.
+
+        Parameters
+        ----------
+        points
+            (n, s) numbers, in any order, repeats allowed. ``"index"``: one column for each spatial
+            dimension of the array in hand, or for each dimension, in its order. ``"world"``: one
+            column per world axis.
+        space : {"index", "world"}
+            What the columns are.
+        method : {"nearest", "linear"}
+            What fractions of an index mean: the nearest voxel (half to even), or linear
+            interpolation in float64, which needs 0 to n - 1.
+        outside : {"raise", "fill", "drop"}
+            What becomes of points outside the array.
+        fill_value
+            What they get with ``"fill"``; NaN for floats unless given.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dimension ``point`` first, in the order given; then the dimensions without a column,
+            whole, with their coordinates. Where points are dropped, ``point_number`` tells which
+            are left.
+
+        Raises
+        ------
+        IndexError
+            When points are outside and `outside` is ``"raise"``.
+        GeometryError
+            When world positions do not determine indices.
+        TypeError, ValueError
+            When points, method or fill value make no sense.
+
+        Examples
+        --------
+        >>> volume = xr.DataArray(np.arange(24).reshape(2, 3, 4), dims=("z", "y", "x"))
+        >>> volume.mla.points([(1, 2, 3), (0, 0, 0.5)], method="linear").values
+        array([23. ,  0.5])
+        """
+        # At its use: this module is imported with the package.
+        from mlarray_xr.labelled_points import points_of
+
+        return points_of(
+            self._array,
+            points,
+            space=space,
+            method=method,
+            outside=outside,
+            fill_value=fill_value,
         )
 
     def to_mla(

@@ -12,7 +12,10 @@ from mlarray_xr.errors import MlaError
 from mlarray_xr.file_array import FileArray
 from mlarray_xr.planning.assignment import outer_only
 from mlarray_xr.planning.grid import box_shape, check_box
+from mlarray_xr.planning.point_plan import plan_points
 from mlarray_xr.planning.selection import OuterSelection, plan_selection
+from mlarray_xr.points import check_space, point_axes, read_points, world_indices
+from mlarray_xr.record import stored_axes, stored_geometry
 from mlarray_xr.storage.address import open_address
 from mlarray_xr.storage.edit import check_mode, edit_frame
 from mlarray_xr.storage.frame_entries import read_planning
@@ -25,9 +28,13 @@ from mlarray_xr.storage.read_pool import check_threads
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import ArrayLike, NDArray
+
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.metadata import Metadata
     from mlarray_xr.planning.layout import Layout
+    from mlarray_xr.planning.point_plan import Method, Outside
+    from mlarray_xr.points import Space
     from mlarray_xr.storage.edit import EditReport
     from mlarray_xr.storage.remote_source import Source
 
@@ -164,6 +171,72 @@ class MlaArray(FileArray):
     def _planning(self) -> dict[str, Any]:
         """Return what the file records of how its layout was decided."""
         return checked_planning(read_planning(self._source), ndim=self.ndim)
+
+    def points(
+        self,
+        points: ArrayLike,
+        *,
+        space: Space = "index",
+        method: Method = "nearest",
+        outside: Outside = "raise",
+        fill_value: Any = None,
+    ) -> NDArray[Any]:
+        """Read the values at points, each block that they touch once.
+
+        Parameters
+        ----------
+        points
+            (n, s) numbers, in any order, repeats allowed. ``"index"``: one column for each spatial
+            axis, or for each axis, array order. ``"world"``: one column per world axis.
+        space : {"index", "world"}
+            What the columns are; world positions go through the affine of the metadata.
+        method : {"nearest", "linear"}
+            What fractions of an index mean: the nearest voxel (half to even), or linear
+            interpolation in float64, which needs 0 to n - 1.
+        outside : {"raise", "fill", "drop"}
+            What becomes of points outside the array.
+        fill_value
+            What they get with ``"fill"``; NaN for floats unless given.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, ...): values in the order of the points, of axes without a column whole.
+
+        Raises
+        ------
+        IndexError
+            When points are outside and `outside` is ``"raise"``.
+        GeometryError
+            When world positions do not determine indices.
+        TypeError, ValueError
+            When points, method or fill value make no sense.
+
+        Examples
+        --------
+        >>> import numpy as np, mlarray_xr
+        >>> _ = mlarray_xr.to_mla(np.arange(24).reshape(2, 3, 4), "points.mla")
+        >>> mlarray_xr.MlaArray("points.mla").points([(1, 2, 3), (0, 0, 1)])
+        array([23,  1])
+        """
+        check_space(space)
+        axes = stored_axes(self.metadata, self.ndim)
+        if space == "world":
+            geometry = stored_geometry(self.metadata, axes)
+            along, indices = axes.spatial, world_indices(points, geometry=geometry)
+        else:
+            along, indices = point_axes(points, spatial=axes.spatial, ndim=self.ndim)
+        plan = plan_points(
+            indices,
+            shape=self.shape,
+            dtype=self.dtype,
+            axes=along,
+            method=method,
+            outside=outside,
+            fill_value=fill_value,
+            n_removed=indices.shape[1] - len(along),
+        )
+        return read_points(plan, self.select)
 
     def write(self, box: Sequence[tuple[SupportsIndex, SupportsIndex]], values: Any) -> EditReport:
         """Replace the elements of a box, in the file; a kill leaves the old ones or the new ones.

@@ -14,7 +14,8 @@ import numpy as np
 from mlarray_xr.dask import from_mla, scheduler_client
 from mlarray_xr.planning.assignment import fit_dtype
 from mlarray_xr.planning.region import plan_rim
-from mlarray_xr.storage.job import part_of
+from mlarray_xr.storage.job import WriteJob, part_of
+from mlarray_xr.storage.multipart_job import MultipartJob
 from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.segments import parts_on_disk
 from mlarray_xr.storage.trial import choose_codec_for
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Layout
     from mlarray_xr.storage.encode import FramePlan
-    from mlarray_xr.storage.job import Finished, PartRecord, Progress, WriteJob
+    from mlarray_xr.storage.job import Finished, Progress
 
 __all__ = [
     "choose_on_worker",
@@ -47,13 +48,17 @@ __all__ = [
 
 _RECORDS_PER_TASK = 64
 _WATCH_SECONDS = 0.25
+_ASK_SECONDS = 2.0
 
 
-def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da.Array:
+def write_graph(
+    array: da.Array, job: WriteJob | MultipartJob, *, missing: Sequence[int]
+) -> da.Array:
     """Return a 0-d array whose one element is made by writing the file.
 
     Every part is encoded in the task that computes it, so no voxel leaves its worker; what travels
-    are records of a few bytes, gathered in a tree. The last task joins the segments.
+    are records of a few bytes, gathered in a tree. The last task joins the segments. Of an object
+    of a store small parts travel as well, as far as they are joined to pieces it takes.
 
     Parameters
     ----------
@@ -68,11 +73,12 @@ def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da
 
     extents = job.parts.extents
     aligned = array if array.chunks == extents else array.rechunk(extents)
+    # Metadata may be megabytes; they and what the layout is for only the last task needs.
+    bare = replace(job, metadata=b"", plan=_bare(job.plan))
     records = da.map_blocks(
         _write_block,
         aligned,
-        # Metadata may be megabytes; they and what the layout is for only the last task needs.
-        job=replace(job, metadata=b"", plan=_bare(job.plan)),
+        job=bare,
         dtype=object,
         chunks=tuple((1,) * n for n in job.parts.grid),
         meta=np.empty((0,) * array.ndim, object),
@@ -82,7 +88,7 @@ def write_graph(array: da.Array, job: WriteJob, *, missing: Sequence[int]) -> da
     graph: da.Array = da.reduction(
         records,
         chunk=_keep,
-        combine=partial(_join, ndim=records.ndim),
+        combine=partial(_join, ndim=records.ndim, job=bare),
         aggregate=partial(_finish, job=job),
         concatenate=False,
         split_every=_records_per_task(records.numblocks),
@@ -126,7 +132,9 @@ def _only(records: da.Array, numbers: Sequence[int], *, grid: tuple[int, ...]) -
     return da.Array(graph, name, chunks=((1,) * len(layer),), dtype=object)
 
 
-def _write_block(block: NDArray[Any], job: WriteJob, block_info: Any = None) -> NDArray[np.object_]:
+def _write_block(
+    block: NDArray[Any], job: WriteJob | MultipartJob, block_info: Any = None
+) -> NDArray[np.object_]:
     """Write one part where it was computed; return its record as a block of one element."""
     where = block_info[0]
     part = job.parts.number_of(tuple(where["chunk-location"]))
@@ -163,24 +171,26 @@ def _join(
     axis: Any,  # noqa: ARG001
     keepdims: bool,  # noqa: ARG001
     ndim: int,
+    job: WriteJob | MultipartJob,
 ) -> NDArray[np.object_]:
     """Join lists of records into one."""
-    return _cell(_records(blocks), ndim=ndim)
+    records = _records(blocks)
+    return _cell(job.join(records) if isinstance(job, MultipartJob) else records, ndim=ndim)
 
 
 def _finish(
     blocks: Any,
     axis: Any,  # noqa: ARG001
     keepdims: bool,  # noqa: ARG001
-    job: WriteJob,
+    job: WriteJob | MultipartJob,
 ) -> NDArray[np.object_]:
-    """Make the file of all segments: exactly one task."""
+    """Make the file of all parts: exactly one task."""
     done = np.empty((), object)
     done[()] = job.finish(_records(blocks))
     return done
 
 
-def _records(blocks: Any) -> list[PartRecord]:
+def _records(blocks: Any) -> list[Any]:
     """Return the records in nested lists of blocks."""
     if isinstance(blocks, np.ndarray):
         return [record for records in blocks.ravel() for record in records]
@@ -321,11 +331,21 @@ def workers_without(folder: str) -> list[str]:
     return sorted(address for address, sees in seen.items() if not sees)
 
 
-@contextlib.contextmanager
-def watched(job: WriteJob, progress: Progress | None) -> Iterator[None]:
-    """Tell a callback how many chunks are on disk while the block runs, whoever writes them.
+def _parts_stored(job: WriteJob | MultipartJob) -> set[int]:
+    """Return the numbers of the parts that are on disk, or in the store."""
+    if isinstance(job, WriteJob):
+        return parts_on_disk(job.staging)
+    with contextlib.suppress(OSError):  # the write itself will tell
+        return job.parts_sent()
+    return set()
 
-    Counting names in the staging folder works alike for threads, processes and clusters.
+
+@contextlib.contextmanager
+def watched(job: WriteJob | MultipartJob, progress: Progress | None) -> Iterator[None]:
+    """Tell a callback how many chunks are stored while the block runs, whoever writes them.
+
+    Counting names in the staging folder works alike for threads, processes and clusters; of an
+    object the store is asked.
     """
     if progress is None:
         yield
@@ -335,8 +355,8 @@ def watched(job: WriteJob, progress: Progress | None) -> Iterator[None]:
 
     def watch() -> None:
         before = -1
-        while not stopped.wait(_WATCH_SECONDS):
-            done = sum(sizes[part] for part in parts_on_disk(job.staging) if part < len(sizes))
+        while not stopped.wait(_WATCH_SECONDS if isinstance(job, WriteJob) else _ASK_SECONDS):
+            done = sum(sizes[part] for part in _parts_stored(job) if part < len(sizes))
             if done > before:  # names are gone as soon as the file is complete
                 progress(done, job.n_chunks)
                 before = done

@@ -6,15 +6,14 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-import numpy as np
-
 from mlarray_xr.errors import FormatError, SourceChanged
 from mlarray_xr.planning.grid import box_shape, check_box, is_empty
 from mlarray_xr.planning.selection import PointSelection, is_scalar_key, plan_selection
 from mlarray_xr.planning.shaped import Shaped
 from mlarray_xr.storage.counters import ReadStats, tallies_of
-from mlarray_xr.storage.gather import allocate, check_out, gather_outer, gather_points
+from mlarray_xr.storage.gather import allocate, check_out, gather_outer
 from mlarray_xr.storage.handles import close_reader, reader_of
+from mlarray_xr.storage.point_gather import gather_points
 from mlarray_xr.storage.read_pool import check_threads
 from mlarray_xr.storage.source import BytesSource
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
     from mlarray_xr.format.frame import FrameHeader
@@ -167,11 +167,15 @@ class FileArray(Shaped):
         numpy.ndarray
             The selected elements, in the selection's shape.
         """
-        fill = partial(self._fill, threads=self.threads)
         with self._turn:
-            if isinstance(selection, PointSelection):
-                return gather_points(selection, self._header, fill)
-            return gather_outer(selection, self._header, fill)
+            if not isinstance(selection, PointSelection):
+                return gather_outer(
+                    selection, self._header, partial(self._fill, threads=self.threads)
+                )
+            with self._followed() as reader:
+                values = gather_points(selection, self._header, reader, threads=self.threads)
+            self._count_useful(reader, values.nbytes)
+        return values
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Read everything into a new NumPy array."""
@@ -216,7 +220,11 @@ class FileArray(Shaped):
             return
         with self._followed() as reader:
             reader.read(box, out, threads=threads)
-        useful = ReadStats(bytes_useful=out.nbytes)
+        self._count_useful(reader, out.nbytes)
+
+    def _count_useful(self, reader: Reader, n_bytes: int) -> None:
+        """Count the bytes of a result."""
+        useful = ReadStats(bytes_useful=n_bytes)
         for tally in tallies_of(reader.tally):
             tally.add(useful)
 

@@ -75,8 +75,6 @@ def points_of(
         msg = f"extents of parts are unknown: {array.chunks}. To fix: data.compute_chunk_sizes()"
         raise ValueError(msg)
     axes, indices = _as_indices(array, points, space)
-    # What is left of it are the axes of a slice: along the others points lie on it, or outside.
-    n_removed = indices.shape[1] - len(axes) if indices.ndim == 2 else 0
     plan = plan_points(
         indices,
         shape=array.shape,
@@ -85,7 +83,8 @@ def points_of(
         method=method,
         outside=outside,
         fill_value=fill_value,
-        n_removed=max(n_removed, 0) if space == "world" else 0,
+        # Along dimensions that an integer selection removed, points lie on it or are outside.
+        n_removed=indices.shape[1] - len(axes),
     )
     # Of an array that is neither in memory nor Dask's, `data` would read everything.
     if array.chunks is not None and is_dask(array.data):
@@ -113,6 +112,12 @@ def _as_indices(
     geometry = geometry_of(array)
     indices = world_indices(points, geometry=geometry)
     here = tuple(array.dims.index(dim) for dim in geometry.dims if dim in array.dims)
+    if not here:
+        msg = (
+            f"points lie along spatial dimensions, the array has none: {array.dims}. To fix: "
+            "select with slices, array.isel(x=slice(3, 4)), which keep the dimension"
+        )
+        raise ValueError(msg)
     return here, indices
 
 

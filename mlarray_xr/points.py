@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.point_plan import Method, Outside, PointPlan
     from mlarray_xr.planning.selection import PointSelection
 
-__all__ = ["Space", "point_axes", "read_points", "sample_points", "world_indices"]
+__all__ = ["Space", "check_space", "point_axes", "read_points", "sample_points", "world_indices"]
 
 Space: TypeAlias = Literal["index", "world"]
 
@@ -27,6 +27,13 @@ _VOXELS_AT_ONCE = 1 << 22
 _ELEMENTS_AT_ONCE = 1 << 24
 _WHOLE = 1e-6
 """An index this close to an integer is that integer: world positions carry rounding."""
+
+
+def check_space(space: str) -> None:
+    """Refuse spaces that there are not."""
+    if space not in ("index", "world"):
+        msg = f"space={space!r} is not 'index' or 'world'"
+        raise ValueError(msg)
 
 
 def point_axes(

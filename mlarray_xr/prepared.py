@@ -24,8 +24,10 @@ from mlarray_xr.planning.write_plan import recut
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.job import WriteJob, identity_of
 from mlarray_xr.storage.joining import forget_prefix
+from mlarray_xr.storage.multipart_job import MultipartJob
 from mlarray_xr.storage.read_pool import available_threads
 from mlarray_xr.storage.staging import claim
+from mlarray_xr.storage.upload import StagedUpload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.encode import FramePlan
     from mlarray_xr.storage.job import Finished, Progress
     from mlarray_xr.storage.source import LocalSource
-    from mlarray_xr.storage.upload import StagedUpload
     from mlarray_xr.subject import Subject
 
 __all__ = [
@@ -74,15 +75,20 @@ class PreparedWrite:
     """When it was asked for, seconds since 1970."""
     region: Box | None = None
     """What of an existing file is replaced; None when a file is made."""
-    upload: StagedUpload | None = None
-    """What becomes of a file that is for a store; None when it stays where it is."""
+    upload: StagedUpload | MultipartJob | None = None
+    """How a store gets the file: whole when it is complete, or in pieces instead of that."""
+
+    @property
+    def writer(self) -> WriteJob | MultipartJob:
+        """What encodes the parts, and makes one file or object of them."""
+        return self.upload if isinstance(self.upload, MultipartJob) else self.job
 
     def graph(self) -> Any:
         """Return the 0-d Dask array that writes the file when it is computed."""
         values = self.subject.values
         if not self.subject.is_dask:
-            values = from_address(values, chunks=self.job.parts.extents)
-        return write_graph(values, self.job, missing=self.missing)
+            values = from_address(values, chunks=self.writer.parts.extents)
+        return write_graph(values, self.writer, missing=self.missing)
 
     def run(self, progress: Progress | None) -> WriteReport:
         """Write the file with the threads of this process."""
@@ -90,7 +96,7 @@ class PreparedWrite:
         if self.keeps or self.region is not None:
             done = self.job.write_segments(self.subject.values, self.missing, progress)
         else:
-            done = self.job.write_directly(self.subject.values, progress)
+            done = self.writer.write_directly(self.subject.values, progress)
         return self.report(done)
 
     @contextlib.contextmanager
@@ -105,13 +111,15 @@ class PreparedWrite:
             raise
 
     def give_up(self) -> None:
-        """Remove the staging folder, or leave it for a later write to resume."""
-        if self.keeps:
+        """Remove what there is of the file, or leave it for a later write to resume."""
+        if isinstance(self.upload, MultipartJob):
+            self.upload.upload.abort()
+        elif self.keeps:
             forget_prefix(self.job.staging)  # only segments are resumed, and disks may be full
             self.job.staging.release()
         else:
             self.job.staging.remove()
-        if self.upload is not None:
+        if isinstance(self.upload, StagedUpload):
             self.upload.clean_up()
 
     def report(self, done: Finished) -> WriteReport:
@@ -120,43 +128,51 @@ class PreparedWrite:
 
     def finisher(self) -> Callable[[Finished], WriteReport]:
         """Return what makes the report; unlike this object it pickles small."""
-        plan, boxes = self.job.plan, self.job.parts.boxes()
-        n_missing = sum(len(plan.numbers_in(boxes[part])) for part in self.missing)
+        job = self.writer
+        boxes = job.parts.boxes()
+        n_missing = sum(len(job.plan.numbers_in(boxes[part])) for part in self.missing)
         return partial(
             _report,
-            job=self.job,
+            plan=job.plan,
             path=self.path,
-            n_resumed_chunks=self.job.n_chunks - n_missing,
+            n_chunks=job.n_chunks,
+            n_resumed_chunks=job.n_chunks - n_missing,
             choice=self.choice,
             began=self.began,
             region=self.region,
-            upload=self.upload,
+            send=self._send(),
         )
+
+    def _send(self) -> Callable[[], None] | None:
+        """Return what brings the finished file to its store; None when it stays, or is there."""
+        if isinstance(self.upload, StagedUpload):
+            return partial(self.upload.send, self.job.staging.target)
+        return None
 
 
 def _report(
     done: Finished,
     *,
-    job: WriteJob,
+    plan: FramePlan,
     path: str,
+    n_chunks: int,
     n_resumed_chunks: int,
     choice: CodecChoice | None,
     began: float,
     region: Box | None,
-    upload: StagedUpload | None,
+    send: Callable[[], None] | None,
 ) -> WriteReport:
     """Return the report of a finished write, whose file has gone to its store by then."""
-    plan = job.plan
     begin = time.perf_counter()
-    if upload is not None:
-        upload.send(job.staging.target)
+    if send is not None:
+        send()
     return WriteReport(
         path=path,
         shape=plan.shape,
         dtype=str(plan.dtype),
         nbytes=math.prod(plan.shape) * plan.dtype.itemsize,
         file_bytes=done.file_bytes,
-        n_chunks=job.n_chunks,
+        n_chunks=n_chunks,
         n_resumed_chunks=n_resumed_chunks,
         seconds=time.time() - began,
         assembly_seconds=done.seconds + time.perf_counter() - begin,
@@ -274,7 +290,7 @@ def run_all(writes: list[PreparedWrite], progress: Progress | None) -> list[Writ
             unfinished.enter_context(write.cleaned_up())
         with contextlib.ExitStack() as watching:
             for write in tasks:
-                watching.enter_context(watched(write.job, progress))
+                watching.enter_context(watched(write.writer, progress))
             done = dict(zip(map(id, tasks), compute_all([w.graph() for w in tasks]), strict=True))
         return [
             write.report(done[id(write)]) if id(write) in done else write.run(progress)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.dask_write import folder_of_tasks, workers_without
-from mlarray_xr.errors import ConversionError, SourceError
+from mlarray_xr.errors import ConversionError, LayoutError, SourceError
 from mlarray_xr.file_write import SUFFIX
 from mlarray_xr.storage.address import is_url
+from mlarray_xr.storage.multipart import begin_upload, has_multipart
+from mlarray_xr.storage.multipart_job import MOST_PARTS, MultipartJob
 from mlarray_xr.storage.remote_source import remote_address
 from mlarray_xr.storage.upload import StagedUpload, existing_object, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.prepared import PreparedWrite
     from mlarray_xr.storage.remote_source import RemoteAddress
 
-__all__ = ["check_remote", "is_remote", "prepare_object"]
+__all__ = ["check_remote", "is_remote", "plan_pieces", "prepare_object"]
 
 
 def is_remote(path: object, *, storage_options: Mapping[str, Any] | None, store: Any) -> bool:
@@ -68,17 +73,19 @@ def check_remote(path: object, *, mode: str, resume: bool) -> None:
 
 def prepare_object(
     obj: Any,
-    path: object,
+    path: str,
     *,
     prepare: Callable[[Any, str], PreparedWrite],
     overwrite: bool,
+    memory_limit: int | None,
     storage_options: Mapping[str, Any] | None,
     store: Any,
 ) -> PreparedWrite:
     """Plan the write of one object, and begin it.
 
-    Layout, codec and parts are those of a local file, which is put together in a temporary folder
-    and uploaded: see `mlarray_xr.storage.upload`.
+    Layout, codec and parts are those of a local file. Where a store takes pieces from many
+    processes, tasks send them; elsewhere the file is put together in a temporary folder and
+    uploaded whole.
 
     Parameters
     ----------
@@ -90,6 +97,8 @@ def prepare_object(
         Plans the write of a local file and claims it.
     overwrite
         Whether an object that is there is replaced.
+    memory_limit
+        Bytes that the parts of one process may take.
     storage_options, store
         How to get at the URL, as `mlarray_xr.MlaArray` takes them.
 
@@ -99,36 +108,75 @@ def prepare_object(
         When the object would not be named as an `.mla` file, or cannot be expressed in one.
     FileExistsError
         When an object is there and is not to be replaced.
+    LayoutError
+        When the store takes no more pieces than parts that are larger than the memory.
     SourceError
         When the store cannot be reached, or workers do not see the temporary folder.
     """
-    address = remote_address(str(path), storage_options=storage_options, store=store)
+    address = remote_address(path, storage_options=storage_options, store=store)
     if not address.url.endswith(SUFFIX):
         msg = f"{address.name}: the name must end in {SUFFIX!r}: other readers go by it"
         raise ConversionError(msg)
     if not overwrite and open_store(address).state() is not None:
         raise existing_object(address.name)
-    return _staged(obj, address, prepare=prepare, overwrite=overwrite)
-
-
-def _staged(
-    obj: Any,
-    address: RemoteAddress,
-    *,
-    prepare: Callable[[Any, str], PreparedWrite],
-    overwrite: bool,
-) -> PreparedWrite:
-    """Plan the write of a local file that is uploaded when it is complete."""
     folder = tempfile.mkdtemp(prefix="mlarray-xr-", dir=folder_of_tasks())
     upload = StagedUpload(address=address, folder=folder, overwrite=overwrite)
-    try:
+    with contextlib.ExitStack() as unfinished:
+        unfinished.callback(upload.clean_up)
         prepared = prepare(obj, os.path.join(folder, f"object{SUFFIX}"))
+        if has_multipart(address):
+            return _in_pieces(prepared, address, overwrite=overwrite, memory_limit=memory_limit)
         if prepared.uses_tasks:
             _check_sharing(address.name, folder)
-    except BaseException:
-        upload.clean_up()
-        raise
+        unfinished.pop_all()
     return replace(prepared, path=address.name, upload=upload)
+
+
+def _in_pieces(
+    prepared: PreparedWrite, address: RemoteAddress, *, overwrite: bool, memory_limit: int | None
+) -> PreparedWrite:
+    """Turn a write to a folder, which is not needed then, into one that sends pieces."""
+    job = prepared.job
+    parts = plan_pieces(job.parts, most=MOST_PARTS)
+    if memory_limit is not None and len(parts) < len(job.parts) and parts.peak_bytes > memory_limit:
+        msg = (
+            f"{address.name}: a store takes {MOST_PARTS} pieces, so {len(job.parts)} parts have to "
+            f"become {len(parts)}, which need {parts.peak_bytes} bytes of memory_limit="
+            f"{memory_limit}. To fix: (1) raise the limit; (2) write a local file and upload it"
+        )
+        raise LayoutError(msg)
+    sending = MultipartJob(
+        upload=begin_upload(address),
+        plan=job.plan,
+        parts=parts,
+        metadata=job.metadata,
+        overwrite=overwrite,
+    )
+    return replace(prepared, upload=sending, path=address.name, missing=tuple(range(len(parts))))
+
+
+def plan_pieces(parts: Parts, *, most: int) -> Parts:
+    """Return parts of which there are not more than a number, by joining neighbours.
+
+    Parameters
+    ----------
+    parts
+        How an array is cut.
+    most
+        The greatest number of parts.
+
+    Examples
+    --------
+    >>> parts = Parts(extents=((4, 4, 4, 4, 2), (6, 6)), in_flight=2, itemsize=1)
+    >>> plan_pieces(parts, most=6).extents
+    ((8, 8, 2), (6, 6))
+    """
+    extents = list(parts.extents)
+    while math.prod(map(len, extents)) > most:
+        axis = max(range(len(extents)), key=lambda axis: len(extents[axis]))
+        along = extents[axis]
+        extents[axis] = tuple(sum(along[i : i + 2]) for i in range(0, len(along), 2))
+    return replace(parts, extents=tuple(extents))
 
 
 def _check_sharing(name: str, folder: str) -> None:

@@ -84,7 +84,8 @@ def to_mla(
     path
         The target, ending in ``.mla``; for several variables a folder. Or the URL of an object
         (``s3://``, ``gs://``, ``az://``, what fsspec can write to), which appears complete or not
-        at all as well; parts are put together in Dask's ``temporary-directory``.
+        at all as well: S3 gets pieces from all workers by way of s3fs, other stores whole files
+        that are put together in Dask's ``temporary-directory``.
     patch
         Window that will be read most, elements: one number for every spatial axis, one entry per
         spatial or per array axis, or a mapping from dimension. Decides chunks and blocks, as
@@ -205,9 +206,14 @@ def to_mla(
             **way,
         )
     if remote:
-        overwrite = mode == "w"
-        where: dict[str, Any] = {"storage_options": storage_options, "store": store}
-        write = partial(prepare_object, prepare=write, overwrite=overwrite, **where)
+        write = partial(
+            prepare_object,
+            prepare=write,
+            overwrite=mode == "w",
+            memory_limit=way["memory_limit"],
+            storage_options=storage_options,
+            store=store,
+        )
     if isinstance(obj, xr.Dataset) and len(obj.data_vars) != 1:
         return _write_variables(
             obj, os.fsdecode(path), write, remote=remote, compute=compute, progress=progress

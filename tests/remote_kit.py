@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ __all__ = [
     "with_block_index",
 ]
 
-VOLUME = np.random.default_rng(3).integers(0, 3000, (80, 72, 64), np.int16)
+VOLUME = np.random.default_rng(3).integers(0, 60, (80, 72, 64), np.int16)
 CHUNKS, BLOCKS = (40, 36, 32), (10, 12, 16)
 """8 chunks of 24 blocks of 3840 bytes."""
 
@@ -97,6 +96,5 @@ def with_block_index(frame: bytes) -> bytes:
     index = BlockIndex(heads=heads[:, :32].copy(), starts=starts)
     array.schunk.vlmeta[BLOCK_INDEX_NAME] = encode_block_index(index, offsets)
     indexed: bytes = array.to_cframe()
-    assert math.prod(read_index(source_of(indexed))[0].shape) == header.n_elements
     np.testing.assert_array_equal(read_index(source_of(indexed))[1], offsets)
     return indexed

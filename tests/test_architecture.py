@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     folder(
         "planning",
-        "byte_amount byte_ranges grid selection point_groups interpolation shaped assignment "
+        "byte_amount byte_ranges grid selection point_groups interpolation point_plan shaped assignment "
         "region codec codec_cost cache_probes caches sizes access touching read_cost explanation "
         "nodes layout reference_rules blosc2_choice "
         "layout_score layout_search layout_plan layout_request codec_choice write_plan",
@@ -54,15 +54,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "read_settings counters request_pool interleaved remote_file "
         "random_access libblosc2 portable chunks tiles read_pool frame_sections frame_file "
         "frame_entries block_request block_cache mapped_blocks mapped chunk_load ranged "
-        "handles address point_gather "
+        "handles address point_gather upload portions frame_ends multipart "
         "gather planning_record encode ordered_tasks trial publication json_record staging "
         "segments frame_template joining assembly frame_lock editable frame_edit edit job canvas "
         "inspection",
     ),
-    ("file_array", "points", "array"),
     ("axes",),
     ("geometry",),
-    ("attributes", "record", "placement", "coordinates", "dataset"),
+    ("file_array", "points"),
+    ("attributes", "record", "placement", "coordinates", "array", "dataset"),
     ("dask", "dask_caches", "dask_points", "dask_write", "merged"),
     ("template",),
     (
@@ -90,7 +90,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "dicom_header dicom_pixels dicom_frames dicom_geometry dicom_series dicom "
         "formats recipe comparison conversion case case_folder collection",
     ),
-    folder("explore", "phantom preview demo patch_timing"),
+    folder("explore", "phantom preview demo patch_boxes machine_speed patch_timing"),
     (
         "cli_text",
         "cli_progress",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import tracemalloc
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -287,6 +288,27 @@ def test_a_damaged_chunk_is_named_and_others_are_read() -> None:
     taken: list[NDArray[Any]] = []
     read([ChunkBlocks(chunk=2, blocks=np.array([0]))], lambda _, v: taken.append(v.copy()))
     np.testing.assert_array_equal(taken[0][0], values[8:16, :16])
+
+
+@pytest.mark.native
+def test_blocks_that_claim_each_others_bytes_are_not_copied_without_end() -> None:
+    rng = np.random.default_rng(8)
+    values = rng.integers(0, 2**31, 64 * 1024, np.int32)
+    values[1024:] >>= 8
+    frame = bytearray(make_frame(values, chunks=(64 * 1024,), blocks=(1024,)))
+    good = Opened(bytes(frame))
+    table = good.header.header_len + int(good.offsets[0]) + 32
+    starts = np.frombuffer(frame, "<i4", 64, table)
+    # Every block is the first one, the others of which nobody speaks are its continuation.
+    frame[table : table + 256] = np.full(64, starts.min(), "<i4").tobytes()
+    opened = Opened(bytes(frame))
+    asked = ChunkBlocks(chunk=0, blocks=np.arange(0, 64, 2))
+    tracemalloc.start()
+    with contextlib.suppress(ChunkError):
+        opened.blocks.read_blocks([asked], lambda *_: None, threads=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 32 * opened.header.blocksize
 
 
 @pytest.mark.native

@@ -377,6 +377,12 @@ def test_arrays_without_a_place_in_the_world() -> None:
         of(array, [(2, 3)], space="world")
 
 
+def test_a_single_voxel_has_no_points(path: Path) -> None:
+    voxel = mlarray_xr.open_mla(path).isel(z=1, y=2, x=3)
+    with pytest.raises(ValueError, match="has none"):
+        of(voxel, [(13, -3.6, 2.9)], space="world")
+
+
 def test_names_that_stand_in_the_way() -> None:
     array = xr.DataArray(np.zeros((3, 4)), dims=("point", "x"))
     with pytest.raises(ValueError, match="rename"):

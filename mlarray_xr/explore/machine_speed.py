@@ -31,9 +31,9 @@ Parts: TypeAlias = tuple[float, float, float]
 """Modelled time of calls, decoding and copying, ms."""
 
 # One factor is worth so much squared relative error: far less than a read that tells.
-_ALIKE = 1e-2
+_ALIKE = 1e-3
 # Of a factor over the common one: what is beyond is noise.
-_LEAST, _MOST = 0.2, 5.0
+_LEAST, _MOST = 0.25, 4.0
 _SWEEPS, _SETTLED = 5000, 1e-9
 
 
@@ -108,7 +108,7 @@ def mean_parts(boxes: Sequence[Box], layout: Layout) -> Parts:
 def fitted_speed(modelled: Sequence[Parts], measured_ms: Sequence[float]) -> MachineSpeed:
     """Return the factors that explain some kinds of reads best.
 
-    Least squares of relative errors, with a little for factors that are alike, each from 0.2 to 5
+    Least squares of relative errors, with a little for factors that are alike, each from 0.25 to 4
     times the common one.
 
     Parameters

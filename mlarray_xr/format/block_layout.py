@@ -69,7 +69,10 @@ class BlockLayout:
         # Streams are as long as the way to the next one, whichever block that is.
         edges = np.append(np.sort(self.starts), np.int32(self.cbytes))
         following = np.searchsorted(edges, starts.astype(np.int32), side="right")
-        return starts, edges[following].astype(np.int64)
+        # None is longer than its bytes and 4 for each of its parts, at most one for each byte of an
+        # element: where many blocks claim to start at the same byte, each would be a whole chunk.
+        most = self.block_bytes + 4 * max(1, self.head[3])
+        return starts, np.minimum(edges[following], starts + most)
 
 
 def head_bytes(header: FrameHeader) -> int:
@@ -135,6 +138,8 @@ def parse_block_layout(
     for place, filter_id in enumerate(filters):
         # 0 stands for the size of an element, which the decoder then takes from the frame.
         if filter_id == _BYTEDELTA and not plain_head[24 + place]:
+            if header.typesize > 0xFF and kind == "streams":
+                kind, starts = "whole", np.zeros(0, np.int32)
             plain_head[24 + place] = header.typesize & 0xFF
     return BlockLayout(
         head=bytes(plain_head),

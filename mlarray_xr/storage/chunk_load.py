@@ -231,7 +231,10 @@ class ChunkLoader:
         """
         if self.block_index is None or read_settings().block_reads == "chunks":
             return None
-        layout = self._parse(chunk, self.block_index.head(chunk))
+        try:
+            layout = self._parse(chunk, self.block_index.head(chunk))
+        except ChunkError:
+            return None  # of a chunk that was there before: the file may be sound
         return layout if layout.kind == "streams" else None
 
     def _is_fetched_whole(self, wanted: ChunkBlocks) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, parse_chunk_header
+from mlarray_xr.storage.libblosc2 import decode_blocks, native_library
 from mlarray_xr.storage.tiles import tile, untile
 
 if TYPE_CHECKING:
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 
     from mlarray_xr.format.frame import FrameHeader
 
-__all__ = ["decode_checked_chunk", "decode_chunk", "decode_values", "decode_whole_chunk"]
+__all__ = [
+    "decode_checked_chunk",
+    "decode_chunk",
+    "decode_mini_chunk",
+    "decode_values",
+    "decode_whole_chunk",
+]
 
 _REPEATED = 3
 _NAN = 2
 _PLUGIN_FORMAT = 6
 _ND_FILTERS = (32, 33)
+# None, shuffle, bitshuffle, truncated precision: those that need neither frame nor other blocks.
+_SELF_CONTAINED = frozenset((0, 1, 2, 4))
 
 
 def decode_chunk(chunk: bytes, *, max_nbytes: int, name: str) -> NDArray[np.uint8]:
@@ -116,6 +125,44 @@ def decode_values(
     nbytes = math.prod(padded) * out.dtype.itemsize
     tiles = decode_checked_chunk(chunk, nbytes=nbytes, name=name)
     untile(tiles.view(out.dtype), out, chunks=chunks, blocks=blocks)
+
+
+def decode_mini_chunk(mini: bytes, header: FrameHeader, *, name: str) -> NDArray[Any]:
+    """Return the blocks of a mini chunk, (n, *blocks); the GIL is released where possible.
+
+    Parameters
+    ----------
+    mini
+        See `mlarray_xr.format.block_layout`.
+    header
+        The header of the frame that the blocks come from.
+    name
+        What to call the chunk in errors.
+
+    Raises
+    ------
+    ChunkError
+        When a block cannot be decoded.
+    """
+    nbytes = int.from_bytes(mini[4:8], "little")
+    n_blocks = nbytes // header.blocksize
+    if native_library() is None or not _SELF_CONTAINED.issuperset(mini[16:22]):
+        decoded = decode_checked_chunk(mini, nbytes=nbytes, name=name)
+    else:
+        decoded = np.empty(nbytes, np.uint8)
+        reason = decode_blocks(
+            np.frombuffer(mini, np.uint8).ctypes.data,
+            decoded.ctypes.data,
+            stored_bytes=len(mini),
+            runs=[(0, n_blocks)],
+            # The C library counts in bytes where an element has more than its header can say.
+            block_items=header.blocksize // (header.typesize if header.typesize < 256 else 1),
+            block_bytes=header.blocksize,
+        )
+        if reason is not None:
+            msg = f"{name}: {reason}: the chunk is damaged; others can still be read"
+            raise ChunkError(msg)
+    return decoded.view(header.dtype).reshape(n_blocks, *header.blocks)
 
 
 def decode_whole_chunk(stored: bytes, header: FrameHeader, *, name: str) -> NDArray[Any]:

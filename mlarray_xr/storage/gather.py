@@ -1,4 +1,4 @@
-"""Gathering: every kind of selection read through boxes, in bounded memory."""
+"""Gathering: the outer product of indices read through boxes, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.planning.grid import Box
-    from mlarray_xr.planning.selection import OuterSelection, PointSelection
+    from mlarray_xr.planning.selection import OuterSelection
 
-__all__ = ["Fill", "allocate", "check_out", "gather_outer", "gather_points"]
+__all__ = ["Fill", "allocate", "check_out", "gather_outer"]
 
 _GATHER_BYTES = 64 << 20
 _GUARD_FROM_BYTES = 1 << 30
@@ -120,51 +120,6 @@ def gather_outer(selection: OuterSelection, header: FrameHeader, fill: Fill) -> 
     return out.reshape(selection.shape)
 
 
-def gather_points(selection: PointSelection, header: FrameHeader, fill: Fill) -> NDArray[Any]:
-    """Read points grouped by block, so that every block that holds points is decoded once.
-
-    Parameters
-    ----------
-    selection
-        Points along some axes, ranges along the others.
-    header
-        Of the frame that is read.
-    fill
-        Reads boxes.
-
-    Returns
-    -------
-    numpy.ndarray
-        In NumPy's order: the points' axes where the selection says, then the ranges.
-    """
-    on_points = [axis for axis, p in enumerate(selection.points) if p is not None]
-    on_ranges = [axis for axis, r in enumerate(selection.ranges) if r is not None]
-    points = np.stack([p for p in selection.points if p is not None])
-    ranges = [r for r in selection.ranges if r is not None]
-    lengths = tuple(len(r) for r in ranges)
-    out = allocate((points.shape[1], *lengths), header.dtype)
-    pieces = _pieces(on_ranges, ranges, header)
-    for group in _points_by_block(points, on_points, header) if out.size else ():
-        here = points[:, group]
-        local = tuple(here - here.min(axis=1, keepdims=True))
-        box: list[tuple[int, int]] = [(0, 0)] * len(header.shape)
-        for axis, positions in zip(on_points, here, strict=True):
-            box[axis] = (int(positions.min()), int(positions.max()) + 1)
-        for combination in itertools.product(*pieces):
-            for axis, (pair, _, _) in zip(on_ranges, combination, strict=True):
-                box[axis] = pair
-            values = np.empty(box_shape(tuple(box)), header.dtype)
-            fill(tuple(box), values)
-            picked = values.transpose(on_points + on_ranges)[local]
-            wanted = [slice(0, len(group)), *(inside for _, _, inside in combination)]
-            target = [group, *(there for _, there, _ in combination)]
-            out[_crossed(target)] = picked[_crossed(wanted)]
-    out = out.reshape(selection.points_shape + lengths)
-    n_axes = len(selection.points_shape)
-    first = selection.points_at
-    return np.moveaxis(out, range(n_axes), range(first, first + n_axes))
-
-
 def _pieces(
     axes: Sequence[int], positions: Sequence[range | NDArray[np.intp]], header: FrameHeader
 ) -> list[list[tuple[tuple[int, int], Selector, Selector]]]:
@@ -176,21 +131,6 @@ def _pieces(
         list(_axis_pieces(wanted, gap=header.blocks[axis], longest=limit[axis]))
         for axis, wanted in zip(axes, positions, strict=True)
     ]
-
-
-def _points_by_block(
-    points: NDArray[Any], axes: list[int], header: FrameHeader
-) -> list[NDArray[np.intp]]:
-    """Return the indices of the points of each touched block."""
-    key = np.zeros(points.shape[1], np.int64)
-    for positions, axis in zip(points, axes, strict=True):
-        chunk, block, extent = header.chunks[axis], header.blocks[axis], header.shape[axis]
-        per_chunk = -(-chunk // block)
-        number = positions // chunk * per_chunk + positions % chunk // block
-        key = key * (-(-extent // chunk) * per_chunk) + number
-    order = np.argsort(key, kind="stable")
-    borders = np.flatnonzero(np.diff(key[order])) + 1
-    return np.split(order, borders)
 
 
 def _axis_pieces(

@@ -141,7 +141,7 @@ class NativeHandle:
 
 
 def decode_blocks(
-    address: int,
+    chunk: int | bytes,
     out_address: int,
     *,
     stored_bytes: int,
@@ -157,8 +157,8 @@ def decode_blocks(
 
     Parameters
     ----------
-    address
-        Of the checked chunk, in memory that stays as it is.
+    chunk
+        The checked chunk, or its address in memory that stays as it is.
     out_address
         Where the blocks go, one after another.
     stored_bytes
@@ -183,7 +183,7 @@ def decode_blocks(
     for first, n_blocks in runs:
         wanted = n_blocks * block_bytes
         found = decode(
-            address, stored_bytes, first * block_items, n_blocks * block_items, out_address, wanted
+            chunk, stored_bytes, first * block_items, n_blocks * block_items, out_address, wanted
         )
         if found != wanted:
             reason = library.blosc2_error_string(found).decode()

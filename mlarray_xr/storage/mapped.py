@@ -27,19 +27,21 @@ from mlarray_xr.storage.counters import Tally
 from mlarray_xr.storage.frame_entries import recorded_integrity
 from mlarray_xr.storage.frame_file import chunk_offsets, read_header, special_codes
 from mlarray_xr.storage.libblosc2 import NativeHandle, native_library
+from mlarray_xr.storage.mapped_blocks import MappedBlocks
 from mlarray_xr.storage.portable import PortableHandle
 from mlarray_xr.storage.read_pool import run_shared, sharing
 from mlarray_xr.storage.source import BytesSource, LocalSource
 from mlarray_xr.storage.tiles import untile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.integrity import Integrity
     from mlarray_xr.planning.grid import Box
+    from mlarray_xr.storage.block_request import ChunkBlocks, Take
 
 __all__ = ["MappedReader"]
 
@@ -138,6 +140,35 @@ class MappedReader:
         if is_empty(box):
             return
         self.source.check()
+        self._fill(box, out, threads=threads)
+        self.source.check()
+
+    def read_blocks(
+        self, wanted: Iterable[ChunkBlocks], take: Take, *, threads: int | None
+    ) -> None:
+        """Decode blocks; see `mlarray_xr.storage.block_request.BlockReader`.
+
+        Raises
+        ------
+        SourceChanged
+            When the file changed since it was opened.
+        ChunkError
+            When a chunk is damaged.
+        """
+        self.source.check()
+        decoder = MappedBlocks(
+            self._payload,
+            header=self.header,
+            check=self._checked,
+            fill=partial(self._fill, threads=1),
+            tally=self.tally,
+            name=self.source.name,
+        )
+        decoder.read_blocks(wanted, take, threads=threads)
+        self.source.check()
+
+    def _fill(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
+        """Fill `out` with the elements of a box that is not empty."""
         self._check_chunks(box)
         if self._chunk_table().has_whole_only:
             self._read_chunks(box, out, threads=threads)
@@ -145,7 +176,6 @@ class MappedReader:
             self._read_pieces(box, out, threads=threads)
         else:
             self._read_slabs(box, out, threads=threads)
-        self.source.check()
 
     def _read_slabs(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
         """Decode a box in slabs shared among threads."""
@@ -206,7 +236,18 @@ class MappedReader:
         )
         if table.is_checked_grid[touched].all():
             return
-        numbers = touched_chunks(box, chunks=chunks, grid=table.grid)
+        self._check_numbers(touched_chunks(box, chunks=chunks, grid=table.grid))
+
+    def _checked(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return table entries of chunks, checked, and whether they only decode as a whole."""
+        table = self._chunk_table()
+        if not table.is_checked[numbers].all():
+            self._check_numbers(np.unique(numbers))
+        return table.offsets[numbers], table.is_whole_only[numbers]
+
+    def _check_numbers(self, numbers: NDArray[np.int64]) -> None:
+        """Check those of different chunks that have not been."""
+        table = self._chunk_table()
         fresh = numbers[~table.is_checked[numbers]]
         for begin in range(0, len(fresh), _CHECK_AT_ONCE):
             batch = fresh[begin : begin + _CHECK_AT_ONCE]

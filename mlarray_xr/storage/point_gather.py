@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gather_points"]
 
-# Sorting takes about 60 bytes for each of these points.
+# Sorting takes 85 bytes for each of these points.
 _POINTS_AT_ONCE = 1 << 22
 _ELEMENTS_AT_ONCE = 1 << 20
 
@@ -35,7 +35,7 @@ def gather_points(
     """Read points so that every block that holds some of them is decoded once.
 
     Points are sorted 4 194 304 at a time, which bounds the memory beyond selection and result to
-    about 300 MB; of more points, blocks are decoded once for each such batch.
+    about 400 MB; of more points, blocks are decoded once for each such batch.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from mlarray_xr.format.block_layout import mini_chunk
 from mlarray_xr.planning.grid import box_shape, chunk_boxes, is_empty, plan_pieces
 from mlarray_xr.storage.block_request import ChunkBlocks
 from mlarray_xr.storage.chunk_load import ChunkLoader, Loaded
-from mlarray_xr.storage.chunks import decode_checked_chunk, decode_whole_chunk
+from mlarray_xr.storage.chunks import decode_mini_chunk, decode_whole_chunk
 from mlarray_xr.storage.counters import ReadStats, tallies_of
 from mlarray_xr.storage.frame_entries import read_block_index, recorded_integrity
 from mlarray_xr.storage.frame_file import read_index
@@ -193,11 +193,7 @@ class RangedReader:
         if layout.kind == "raw":
             return np.frombuffer(b"".join(loaded.payloads), header.dtype).reshape(shape)
         if layout.kind == "streams":
-            mini = mini_chunk(layout, loaded.payloads)
-            decoded = decode_checked_chunk(
-                mini, nbytes=math.prod(shape) * header.typesize, name=name
-            )
-            return decoded.view(header.dtype).reshape(shape)
+            return decode_mini_chunk(mini_chunk(layout, loaded.payloads), header, name=name)
         (stored,) = loaded.payloads
         if layout.kind == "value":
             return np.full(shape, np.frombuffer(stored, header.dtype, 1, 32), header.dtype)

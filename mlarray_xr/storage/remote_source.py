@@ -97,25 +97,35 @@ def remote_address(
     """
     if store is not None and storage_options:
         msg = (
-            f"{RemoteAddress(url=url, digest='').name}: storage_options={sorted(storage_options)} and store= were both given. "
-            "To fix: a store brings its own options, leave the others out"
+            f"{RemoteAddress(url=url, digest='').name}: storage_options={sorted(storage_options)} "
+            "and store= were both given. To fix: a store brings its own options, leave the others "
+            "out"
         )
         raise SourceError(msg)
     options = tuple(sorted((storage_options or {}).items()))
     described = json.dumps(options, sort_keys=True, default=repr).encode()
     if store is not None:
-        described += _pickled(store)
+        described += _described(store)
     digest = hashlib.sha256(described).hexdigest()
     return RemoteAddress(url=url, digest=digest, options=options, store=store)
 
 
-def _pickled(store: object) -> bytes:
-    """Return the bytes that stand for a store in other processes."""
+def _described(store: object) -> bytes:
+    """Describe how a store is made; its pickle differs from one time to the next."""
     try:
-        return pickle.dumps(store)
+        pickle.dumps(store)  # that it reaches other processes shows only in trying
+        made_from = store.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return json.dumps(made_from, sort_keys=True, default=_described_part).encode()
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         msg = (
             f"store={type(store).__name__} cannot be pickled ({error}), other processes could not "
             "use it. To fix: give a URL and storage_options, or a store that can be"
         )
         raise SourceError(msg) from error
+
+
+def _described_part(value: object) -> str:
+    """Return a text for what JSON does not know."""
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return pickle.dumps(value).hex()
