@@ -15,6 +15,7 @@ from mlarray_xr.storage.gather import allocate, check_out, gather_outer
 from mlarray_xr.storage.handles import close_reader, reader_of
 from mlarray_xr.storage.point_gather import gather_points
 from mlarray_xr.storage.read_pool import check_threads
+from mlarray_xr.storage.slab_cache import read_nearby
 from mlarray_xr.storage.source import BytesSource
 
 if TYPE_CHECKING:
@@ -219,7 +220,9 @@ class FileArray(Shaped):
         if is_empty(box):
             return
         with self._followed() as reader:
-            reader.read(box, out, threads=threads)
+            fill = partial(reader.read, threads=threads)
+            if not read_nearby((self._source, self._checksums), self._header, box, out, fill):
+                self._source.check()  # as reading the file would have
         self._count_useful(reader, out.nbytes)
 
     def _count_useful(self, reader: Reader, n_bytes: int) -> None:

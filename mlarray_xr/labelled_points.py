@@ -11,7 +11,7 @@ from mlarray_xr.dask import is_dask
 from mlarray_xr.dask_points import dask_points
 from mlarray_xr.placement import file_dims, geometry_of
 from mlarray_xr.planning.point_plan import plan_points
-from mlarray_xr.points import point_axes, read_points, world_indices
+from mlarray_xr.points import check_space, point_axes, read_points, world_indices
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -65,10 +65,11 @@ def points_of(
         As `plan_points`; also when a dimension is already called ``point``, or Dask does not know
         the shape.
     """
-    if _POINT in array.dims or space not in ("index", "world"):
+    check_space(space)
+    if _POINT in array.dims:
         msg = (
-            f"space={space!r}, dims {array.dims}: spaces are 'index' and 'world', and {_POINT!r} "
-            "is the dimension of the result. To fix: array.rename(point=...)"
+            f"{_POINT!r} is the dimension of the result, and one of the array: {array.dims}. "
+            "To fix: array.rename(point=...)"
         )
         raise ValueError(msg)
     if np.isnan(array.shape).any():

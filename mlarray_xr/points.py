@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from mlarray_xr.planning.point_plan import plan_points
 from mlarray_xr.storage.gather import allocate
 
 if TYPE_CHECKING:
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from mlarray_xr.geometry import Geometry
-    from mlarray_xr.planning.point_plan import Method, Outside, PointPlan
+    from mlarray_xr.planning.point_plan import PointPlan
     from mlarray_xr.planning.selection import PointSelection
 
-__all__ = ["Space", "check_space", "point_axes", "read_points", "sample_points", "world_indices"]
+__all__ = ["Space", "check_space", "point_axes", "read_points", "world_indices"]
 
 Space: TypeAlias = Literal["index", "world"]
 
@@ -129,6 +128,22 @@ def read_points(plan: PointPlan, read: Callable[[PointSelection], NDArray[Any]])
     numpy.ndarray
         (n, ...): one row per point in the order given, duplicates included, then the axes kept
         whole, in array order. Of dropped points there is no row.
+
+    Examples
+    --------
+    >>> from mlarray_xr.planning.point_plan import plan_points
+    >>> voxels = np.arange(12).reshape(3, 4)
+    >>> plan = plan_points(
+    ...     [(2, 3), (0.5, 0.5), (9, 9)],
+    ...     shape=voxels.shape,
+    ...     dtype=voxels.dtype,
+    ...     axes=(0, 1),
+    ...     method="linear",
+    ...     outside="fill",
+    ...     fill_value=-1,
+    ... )
+    >>> read_points(plan, lambda selection: voxels[selection.points])
+    array([11. ,  2.5, -1. ])
     """
     others = plan.result_shape[1:]
     per_point = plan.voxels_per_point
@@ -146,39 +161,3 @@ def read_points(plan: PointPlan, read: Callable[[PointSelection], NDArray[Any]])
         target = some if is_dense or plan.kept is None else plan.kept[some]
         out[target] = plan.combine(values, some)
     return out
-
-
-def sample_points(
-    read: Callable[[PointSelection], NDArray[Any]],
-    *,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    axes: tuple[int, ...],
-    points: ArrayLike,
-    method: Method = "nearest",
-    outside: Outside = "raise",
-    fill_value: Any = None,
-) -> NDArray[Any]:
-    """Read the values at points; parameters as in `plan_points` and `read_points`.
-
-    Examples
-    --------
-    >>> voxels = np.arange(12).reshape(3, 4)
-    >>> def read(selection):
-    ...     return voxels[selection.points]
-    >>> about = dict(shape=(3, 4), dtype=voxels.dtype, axes=(0, 1))
-    >>> sample_points(read, points=[(2, 3), (0.4, 1)], **about)
-    array([11,  1])
-    >>> sample_points(read, points=[(0.5, 0.5)], method="linear", **about)
-    array([2.5])
-    """
-    plan = plan_points(
-        points,
-        shape=shape,
-        dtype=dtype,
-        axes=axes,
-        method=method,
-        outside=outside,
-        fill_value=fill_value,
-    )
-    return read_points(plan, read)

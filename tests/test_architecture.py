@@ -55,7 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "random_access libblosc2 portable chunks tiles read_pool frame_sections frame_file "
         "frame_entries block_request block_cache mapped_blocks mapped chunk_load ranged "
         "handles address point_gather upload portions frame_ends multipart "
-        "gather planning_record encode ordered_tasks trial publication json_record staging "
+        "slab_cache gather planning_record encode ordered_tasks trial publication json_record staging "
         "segments frame_template joining assembly frame_lock editable frame_edit edit job canvas "
         "inspection",
     ),

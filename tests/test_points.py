@@ -21,7 +21,7 @@ from mlarray_xr import points as points_module
 from mlarray_xr.errors import GeometryError
 from mlarray_xr.labelled_points import points_of
 from mlarray_xr.planning.point_plan import plan_points
-from mlarray_xr.points import point_axes, sample_points
+from mlarray_xr.points import point_axes, read_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,14 +58,14 @@ def read_of(values: NDArray[Any]) -> Callable[[PointSelection], NDArray[Any]]:
 
 
 def sample(values: NDArray[Any], points: Any, **options: Any) -> NDArray[Any]:
-    return sample_points(
-        read_of(values),
+    plan = plan_points(
+        points,
         shape=values.shape,
         dtype=values.dtype,
-        axes=options.pop("axes", tuple(range(values.ndim))),
-        points=points,
-        **options,
+        axes=tuple(range(values.ndim)),
+        **{"method": "nearest", "outside": "raise", "fill_value": None, **options},
     )
+    return read_points(plan, read_of(values))
 
 
 def interpolated(values: NDArray[Any], point: NDArray[Any]) -> Any:
@@ -387,7 +387,7 @@ def test_names_that_stand_in_the_way() -> None:
     array = xr.DataArray(np.zeros((3, 4)), dims=("point", "x"))
     with pytest.raises(ValueError, match="rename"):
         of(array, [(1, 1)])
-    with pytest.raises(ValueError, match="'index' and 'world'"):
+    with pytest.raises(ValueError, match="'index' or 'world'"):
         of(array.rename(point="y"), [(1, 1)], space="voxel")
     with pytest.raises(ValueError, match="one column per world axis"):
         of(

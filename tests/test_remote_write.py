@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import blosc2
 import dask.array as da
 import dask.config
 import fsspec
 import numpy as np
 import obstore.store
 import pytest
+import xarray as xr
+from botocore.exceptions import ClientError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 import mlarray_xr
-from mlarray_xr.errors import SourceError
+from mlarray_xr.errors import (
+    ConversionError,
+    LayoutError,
+    SourceChanged,
+    SourceDenied,
+    SourceError,
+)
+from mlarray_xr.format.metadata import Metadata
+from mlarray_xr.format.metadata_codec import encode_metadata
+from mlarray_xr.planning.codec import Codec
+from mlarray_xr.planning.layout import Layout
+from mlarray_xr.planning.write_plan import Parts
+from mlarray_xr.remote_write import plan_pieces
+from mlarray_xr.storage import multipart, multipart_job, upload
+from mlarray_xr.storage.encode import FramePlan
+from mlarray_xr.storage.multipart import MultipartUpload, begin_upload
+from mlarray_xr.storage.multipart_job import MultipartJob
+from mlarray_xr.storage.remote_source import remote_address
+from mlarray_xr.storage.upload import open_store, upload_file
 from tests.s3_server import s3_server
 
 if TYPE_CHECKING:
@@ -23,6 +48,7 @@ if TYPE_CHECKING:
     from distributed import Client
     from numpy.typing import NDArray
 
+    from mlarray_xr.storage.portions import PortionRecord
     from tests.s3_server import S3Server
 
 VALUES = np.random.default_rng(4).integers(0, 500, (24, 20, 18), np.int16)
@@ -212,3 +238,392 @@ def place_of(server: S3Server, client: str) -> dict[str, Any]:
         client_options={"allow_http": True},
     )
     return {"store": store}
+
+
+# S3 in pieces
+
+NOISE = np.random.default_rng(5).integers(0, 1 << 16, (24, 512, 1024), np.uint16)  # 25 MB
+NOISE_LAYOUT: dict[str, Any] = {
+    "chunks": (6, 256, 256),
+    "blocks": (6, 64, 64),
+    "codec": "lz4-1",
+}
+# Sent by the tasks that encode them, and joined from small ones.
+LARGE, SMALL = (24, 512, 512), (6, 512, 256)
+
+
+def to_s3(obj: Any, server: S3Server, key: str = "a.mla", **options: Any) -> Any:
+    return mlarray_xr.to_mla(
+        obj, server.url(key), storage_options=server.storage_options, **options
+    )
+
+
+def check_object(server: S3Server, values: NDArray[Any], key: str = "a.mla") -> None:
+    """Compare an object with an array, as a file, and as read from the store."""
+    data = object_in(server, key)
+    assert mlarray_xr.verify(data).state in ("ok", "unknown")
+    np.testing.assert_array_equal(mlarray_xr.MlaArray(data)[...], values)
+    opened = mlarray_xr.MlaArray(server.url(key), storage_options=server.storage_options)
+    np.testing.assert_array_equal(opened[...], values)
+
+
+@pytest.mark.parametrize("chunks", [LARGE, SMALL])
+@pytest.mark.parametrize("scheduler", [*LOCAL, "cluster"])
+def test_every_scheduler_sends_pieces_of_one_object(
+    s3: S3Server, request: pytest.FixtureRequest, scheduler: str, chunks: tuple[int, ...]
+) -> None:
+    if scheduler == "cluster":
+        request.getfixturevalue("cluster")
+        report = to_s3(lazy(NOISE, chunks), s3, **NOISE_LAYOUT)
+    else:
+        with dask.config.set(scheduler=scheduler, num_workers=2):
+            report = to_s3(lazy(NOISE, chunks), s3, **NOISE_LAYOUT)
+    assert report.path == s3.url("a.mla")
+    assert (report.n_chunks, report.n_resumed_chunks) == (32, 0)
+    assert report.file_bytes == len(object_in(s3, "a.mla"))
+    assert keys_in(s3) == ["a.mla"]
+    check_object(s3, NOISE)
+
+
+def test_threads_send_pieces_of_an_array_in_memory(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlarray_xr.planning.write_plan._PART_BYTES", 3 << 20)
+    told: list[tuple[int, int]] = []
+    report = to_s3(NOISE, s3, progress=lambda done, total: told.append((done, total)))
+    assert told[0][0] == 0
+    assert told[-1] == (report.n_chunks, report.n_chunks)
+    assert sorted(told) == told
+    check_object(s3, NOISE)
+
+
+def test_an_object_is_labelled_as_a_file_is(s3: S3Server, tmp_path: Path) -> None:
+    image = xr.DataArray(
+        VALUES,
+        dims=("z", "y", "x"),
+        coords={"z": 2.0 * np.arange(24), "y": 0.5 * np.arange(20), "x": 0.5 * np.arange(18)},
+        attrs={"patient": "nobody"},
+    )
+    mlarray_xr.to_mla(image, tmp_path / "a.mla", **LAYOUT)
+    to_s3(image, s3, **LAYOUT)
+    found = mlarray_xr.open_mla(s3.url("a.mla"), storage_options=s3.storage_options)
+    expected = mlarray_xr.open_mla(tmp_path / "a.mla")
+    xr.testing.assert_equal(found, expected)
+    assert found.attrs == expected.attrs
+    assert found.encoding["chunks"] == expected.encoding["chunks"]
+
+
+@pytest.mark.parametrize("values", [np.zeros((0, 4), "int16"), np.array(2.5), np.full(9, np.nan)])
+def test_arrays_without_much_in_them_are_objects(s3: S3Server, values: NDArray[Any]) -> None:
+    for subject in (values, da.from_array(values)):
+        to_s3(subject, s3, mode="w")
+        check_object(s3, values)
+
+
+def test_variables_become_objects_of_a_prefix(s3: S3Server) -> None:
+    dims = ("z", "y", "x")
+    both = xr.Dataset({"ct": (dims, VALUES), "pet": (dims, VALUES + 1)})
+    reports = to_s3(both, s3, key="case/", **LAYOUT)
+    assert reports["pet"].path == s3.url("case/pet.mla")
+    assert keys_in(s3) == ["case/ct.mla", "case/pet.mla"]
+    check_object(s3, VALUES + 1, key="case/pet.mla")
+
+
+def test_nothing_is_visible_before_the_end(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete, seen = MultipartUpload.complete, []
+
+    def look(upload: MultipartUpload, etags: Any, *, overwrite: bool) -> None:
+        seen.append((keys_in(s3), len(uploads_in(s3))))
+        complete(upload, etags, overwrite=overwrite)
+
+    monkeypatch.setattr(MultipartUpload, "complete", look)
+    to_s3(VALUES, s3, **LAYOUT)
+    assert seen == [([], 1)]
+
+
+def test_a_write_that_waits_is_an_upload(s3: S3Server) -> None:
+    later = to_s3(lazy(), s3, compute=False, **LAYOUT)
+    assert (keys_in(s3), len(uploads_in(s3))) == ([], 1)
+    with dask.config.set(scheduler="threads"):
+        assert later.compute().path == s3.url("a.mla")
+    check_object(s3, VALUES)
+
+
+@pytest.mark.parametrize("scheduler", [*LOCAL, "cluster"])
+def test_a_failing_task_aborts_the_upload(
+    s3: S3Server, request: pytest.FixtureRequest, scheduler: str
+) -> None:
+    if scheduler == "cluster":
+        request.getfixturevalue("cluster")
+        scheduler = "distributed"
+    with (
+        dask.config.set(scheduler=scheduler, num_workers=2),
+        pytest.raises(RuntimeError, match="no such voxel"),
+    ):
+        to_s3(failing(), s3, **LAYOUT)
+    assert (keys_in(s3), uploads_in(s3)) == ([], [])
+
+
+def test_an_interrupted_write_aborts_the_upload(s3: S3Server) -> None:
+    class Interrupted:
+        shape, dtype, ndim, size = VALUES.shape, VALUES.dtype, 3, VALUES.size
+
+        def __getitem__(self, key: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_s3(Interrupted(), s3, **LAYOUT)
+    assert (keys_in(s3), uploads_in(s3)) == ([], [])
+
+
+def test_objects_are_replaced_only_when_that_is_asked_for(s3: S3Server) -> None:
+    to_s3(VALUES, s3, **LAYOUT)
+    with pytest.raises(FileExistsError, match=r"images/a\.mla: the object exists.*mode='w'"):
+        to_s3(VALUES + 1, s3, **LAYOUT)
+    check_object(s3, VALUES)
+    opened = mlarray_xr.MlaArray(s3.url("a.mla"), storage_options=s3.storage_options)
+    to_s3(VALUES + 1, s3, mode="w", **LAYOUT)
+    check_object(s3, VALUES + 1)
+    with pytest.raises(SourceChanged):
+        opened.read(((0, 24), (0, 20), (0, 18)))
+
+
+@pytest.mark.parametrize("knows_conditions", [True, False])
+def test_of_two_writers_the_second_one_is_told(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, knows_conditions: bool
+) -> None:
+    if not knows_conditions:
+        without_conditions(monkeypatch)
+    later = to_s3(VALUES, s3, compute=False, **LAYOUT)
+    to_s3(VALUES + 1, s3, **LAYOUT)
+    with dask.config.set(scheduler="synchronous"), pytest.raises(FileExistsError, match="exists"):
+        later.compute()
+    check_object(s3, VALUES + 1)
+    (left,) = uploads_in(s3)
+    s3.client.abort_multipart_upload(Bucket=s3.bucket, Key="a.mla", UploadId=left["UploadId"])
+
+
+def without_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer as stores do that know no conditions for uploads."""
+    send = S3FileSystem.call_s3
+
+    def refuse(self: Any, method: str, *args: Any, **keywords: Any) -> Any:
+        if "IfNoneMatch" in keywords:
+            answer = {"Error": {"Code": "NotImplemented", "Message": "IfNoneMatch"}}
+            raise OSError("not implemented") from ClientError(answer, method)
+        return send(self, method, *args, **keywords)
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", refuse)
+
+
+def test_stores_without_conditions_are_written_to(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_conditions(monkeypatch)
+    to_s3(VALUES, s3, **LAYOUT)
+    check_object(s3, VALUES)
+
+
+def test_without_s3fs_files_are_uploaded_whole(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    multipart._client.cache_clear()
+    to_s3(lazy(), s3, **LAYOUT)
+    check_object(s3, VALUES)
+
+
+def test_tasks_may_run_twice_and_late(s3: S3Server) -> None:
+    plan = FramePlan(
+        shape=NOISE.shape,
+        dtype_str="<u2",
+        layout=Layout(chunks=(6, 256, 256), blocks=(6, 64, 64)),
+        codec=Codec.parse("lz4-1"),
+    )
+    parts = Parts(extents=((6,) * 4, (512,), (512, 512)), in_flight=1, itemsize=2)
+    job = MultipartJob(
+        upload=begin_upload(remote_address(s3.url("a.mla"), storage_options=s3.storage_options)),
+        plan=plan,
+        parts=parts,
+        metadata=encode_metadata(Metadata(has_array=True)),
+        overwrite=False,
+    )
+    records: list[PortionRecord] = []
+    for _ in range(2):
+        records = [
+            job.write_part(NOISE[tuple(slice(*pair) for pair in box)], box, part=part)
+            for part, box in enumerate(parts.boxes())
+        ]
+    twice = [job.join(records) for _ in range(2)]
+    assert [p.etag for p in twice[0][0].portions] == [p.etag for p in twice[1][0].portions]
+    done = job.finish(twice[1])
+    assert job.finish(twice[0]).file_bytes == done.file_bytes
+    check_object(s3, NOISE)
+
+
+# Places in the object
+
+
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_portions_of_any_size_make_one_frame(
+    data: st.DataObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least_bytes = data.draw(st.sampled_from([1, 300, 2_000, 50_000]))
+    monkeypatch.setattr(multipart_job, "LEAST_BYTES", least_bytes)
+    monkeypatch.setattr(MultipartJob, "_read_back", lambda job: 0)
+    noisy = np.random.default_rng(1).integers(0, 1 << 16, (24, 20, 18)).astype(np.uint16)
+    for row in data.draw(st.sets(st.integers(0, 5))):
+        noisy[4 * row : 4 * row + 4] = data.draw(st.sampled_from([0, 7]))
+    extents = data.draw(st.sampled_from([((24,), (20,)), ((8,) * 3, (10, 10)), ((4,) * 6, (20,))]))
+    sent: dict[int, bytes] = {}
+    job = MultipartJob(
+        upload=cast("Any", RecordedUpload(sent)),
+        plan=FramePlan(
+            shape=noisy.shape,
+            dtype_str="<u2",
+            layout=Layout(chunks=(4, 10, 9), blocks=(4, 5, 9)),
+            codec=Codec.parse("lz4-1"),
+        ),
+        parts=Parts(extents=(*extents, (18,)), in_flight=1, itemsize=2),
+        metadata=encode_metadata(Metadata(has_array=True)),
+        overwrite=True,
+    )
+    records: list[PortionRecord] = []
+    for part, box in enumerate(job.parts.boxes()):
+        values = noisy[tuple(slice(*pair) for pair in box)]
+        records.append(job.write_part(values, box, part=part))
+        if data.draw(st.booleans()):
+            records = job.join(records)
+    job.finish(data.draw(st.permutations(records)))
+    assert all(len(sent[number]) >= least_bytes for number in sorted(sent)[:-1])
+    frame = b"".join(sent[number] for number in sorted(sent))
+    assert mlarray_xr.verify(frame).state == "ok"
+    np.testing.assert_array_equal(mlarray_xr.MlaArray(frame)[...], noisy)
+    np.testing.assert_array_equal(blosc2.ndarray_from_cframe(frame)[...], noisy)
+
+
+class RecordedUpload:
+    """An upload into a mapping."""
+
+    def __init__(self, sent: dict[int, bytes]) -> None:
+        self._sent = sent
+        self._is_complete = False
+
+    def put(self, number: int, data: bytes) -> str:
+        assert self._sent.setdefault(number, data) == data
+        return f"etag-{number}"
+
+    def complete(self, etags: dict[int, str], *, overwrite: bool) -> None:
+        assert etags == {number: f"etag-{number}" for number in self._sent}
+        self._is_complete = True
+
+    def is_complete(self) -> bool:
+        return self._is_complete
+
+
+@given(
+    extents=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=40), min_size=1, max_size=3),
+    most=st.integers(1, 500),
+)
+def test_pieces_are_joined_until_a_store_takes_them(extents: list[list[int]], most: int) -> None:
+    parts = Parts(extents=tuple(map(tuple, extents)), in_flight=1, itemsize=1)
+    found = plan_pieces(parts, most=most)
+    assert len(found) <= most
+    assert found == parts or len(parts) > most
+    for before, after in zip(parts.extents, found.extents, strict=True):
+        borders = set(np.cumsum(before).tolist())
+        assert sum(before) == sum(after)
+        assert set(np.cumsum(after).tolist()) <= borders
+
+
+def test_pieces_larger_than_the_memory_are_refused(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlarray_xr.remote_write.MOST_PARTS", 2)
+    with pytest.raises(LayoutError, match=r"takes 2 pieces.*memory_limit=50000"):
+        to_s3(lazy(), s3, memory_limit=50_000, **LAYOUT)
+    to_s3(lazy(), s3, **LAYOUT)
+    check_object(s3, VALUES)
+
+
+# What is refused, and how
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "error", "told"),
+    [
+        ("s3://key:secretkey@b/a.mla", {"mode": "r+"}, ConversionError, "mode='r\\+' writes into"),
+        ("s3://key:secretkey@b/a.mla", {"resume": True}, ConversionError, "resume=True keeps"),
+        ("s3://key:secretkey@b/a.b2nd", {}, ConversionError, "must end in '.mla'"),
+        ("https://key:secretkey@b/a.mla", {}, ConversionError, "not written to web servers"),
+        ("simplecache::s3://b/a.mla", {}, ConversionError, "chained URLs"),
+        ("nothing://b/a.mla", {}, SourceError, "nothing"),
+        ("s3://b/a.mla", {"storage_options": {"kye": "secretkey"}}, SourceError, "'kye'"),
+        ("a.mla", {"storage_options": {"key": "secretkey"}}, SourceError, "not remote"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    path: str, options: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told) as raised:
+        mlarray_xr.to_mla(VALUES, path, **options)
+    assert "secretkey" not in str(raised.value)
+
+
+def test_a_missing_bucket_is_named(s3: S3Server) -> None:
+    for mode in ("w", "w-"):
+        with pytest.raises(FileNotFoundError, match=r"s3://nobody/a\.mla.*no such bucket"):
+            mlarray_xr.to_mla(
+                VALUES, "s3://nobody/a.mla", mode=mode, storage_options=s3.storage_options
+            )
+
+
+@pytest.mark.parametrize("client", ["s3fs", "obstore"])
+def test_credentials_that_are_refused_are_not_shown(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
+    def refuse(*args: Any, **keywords: Any) -> None:
+        raise PermissionError("AccessDenied for secretkey at http://u:p@host/?sig=x")
+
+    options = {**s3.storage_options, "secret": "secretkey"}
+    if client == "s3fs":
+        monkeypatch.setattr(S3FileSystem, "call_s3", refuse)
+    else:
+        monkeypatch.setattr("mlarray_xr.remote_write.has_multipart", lambda address: False)
+        monkeypatch.setattr(obstore, "put", refuse)
+    with pytest.raises(SourceDenied, match=r"images/a\.mla: writing was denied") as raised:
+        mlarray_xr.to_mla(VALUES, s3.url("a.mla"), mode="w", storage_options=options)
+    assert not {"secretkey", "sig=x", "u:p"} & set(str(raised.value).split())
+    assert "secretkey" not in str(raised.value)
+    assert "sig=" not in str(raised.value)
+
+
+def test_an_object_that_somebody_else_wrote_is_noticed(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = obstore.put
+
+    def race(store: Any, path: str, file: Any, **options: Any) -> Any:
+        done = put(store, path, file, **options)
+        s3.put("a.mla", b"other bytes")
+        return done
+
+    monkeypatch.setattr(obstore, "put", race)
+    (tmp_path / "a.mla").write_bytes(b"the bytes..")
+    address = remote_address(s3.url("a.mla"), storage_options=s3.storage_options)
+    with pytest.raises(SourceChanged, match="Somebody else"):
+        upload_file(str(tmp_path / "a.mla"), address, overwrite=True)
+
+
+def test_large_files_that_are_uploaded_whole_are_sent_in_parts(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "_LARGEST_CONDITIONAL_BYTES", 100)
+    data = np.random.default_rng(0).bytes(20 << 20)
+    (tmp_path / "a.mla").write_bytes(data)
+    address = remote_address(s3.url("a.mla"), storage_options=s3.storage_options)
+    upload_file(str(tmp_path / "a.mla"), address, overwrite=False)
+    assert object_in(s3, "a.mla") == data
+    with pytest.raises(FileExistsError):
+        open_store(address).put(str(tmp_path / "a.mla"), overwrite=False)

@@ -133,13 +133,12 @@ def parse_block_layout(
         starts = starts.astype(np.int32)
         if starts.min(initial=cbytes) < first or starts.max(initial=0) >= cbytes:
             raise damage
-        if set(filters) & set(_WHOLE_FILTERS) or is_plugin or head[31] & _DICTIONARY:
+        is_wide = _BYTEDELTA in filters and header.typesize > 0xFF  # more than a parameter can say
+        if set(filters) & set(_WHOLE_FILTERS) or is_plugin or is_wide or head[31] & _DICTIONARY:
             kind, starts = "whole", np.zeros(0, np.int32)
     for place, filter_id in enumerate(filters):
         # 0 stands for the size of an element, which the decoder then takes from the frame.
         if filter_id == _BYTEDELTA and not plain_head[24 + place]:
-            if header.typesize > 0xFF and kind == "streams":
-                kind, starts = "whole", np.zeros(0, np.int32)
             plain_head[24 + place] = header.typesize & 0xFF
     return BlockLayout(
         head=bytes(plain_head),

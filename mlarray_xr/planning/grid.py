@@ -30,6 +30,7 @@ __all__ = [
     "plan_part",
     "plan_pieces",
     "plan_slabs",
+    "surrounding_blocks",
     "touched_chunks",
 ]
 
@@ -70,6 +71,26 @@ def check_box(box: Sequence[tuple[SupportsIndex, SupportsIndex]], shape: tuple[i
             )
             raise IndexError(msg)
     return plain
+
+
+def surrounding_blocks(
+    box: Box, *, shape: tuple[int, ...], chunks: tuple[int, ...], blocks: tuple[int, ...]
+) -> Box:
+    """Return the box of all blocks that a non-empty box touches, clipped to the array.
+
+    Examples
+    --------
+    >>> surrounding_blocks(((9, 11), (5, 6)), shape=(30, 30), chunks=(10, 10), blocks=(4, 4))
+    ((8, 14), (4, 8))
+    """
+    around = []
+    for (start, stop), n, c, b in zip(box, shape, chunks, blocks, strict=True):
+        first, last = start // c * c, (stop - 1) // c * c
+        low = first + (start - first) // b * b
+        # Blocks restart at every chunk border: a chunk need not be a whole number of blocks.
+        high = min(last + (stop - 1 - last) // b * b + b, last + c, n)
+        around.append((low, high))
+    return tuple(around)
 
 
 def touched_chunks(

@@ -235,7 +235,6 @@ class MappedBlocks:
 
     def _read_around(self, asked: ChunkBlocks, out: NDArray[Any]) -> None:
         """Read the box around all wanted blocks of a chunk and pick them from it."""
-        picked = out.reshape(-1, *self._header.blocks)
         header = self._header
         grid = tuple(-(-c // b) for c, b in zip(header.chunks, header.blocks, strict=True))
         places = np.unravel_index(asked.blocks, grid) if grid else ()
@@ -249,7 +248,7 @@ class MappedBlocks:
             )
         )
         if is_empty(box):
-            out[...] = np.zeros((), self._dtype)
+            out[...] = np.zeros((), self._dtype)  # blocks beyond the edge of the array
             return
         values = np.empty(box_shape(box), self._dtype)
         self._fill(box, values)
@@ -257,7 +256,8 @@ class MappedBlocks:
         extents = tuple(n * b for n, b in zip(counts, header.blocks, strict=True))
         tile(values, tiles.reshape(-1), chunks=extents, blocks=header.blocks)
         inside = [p - a for p, a in zip(places, low, strict=True)]
-        picked[...] = tiles[np.ravel_multi_index(inside, counts) if counts else asked.blocks]
+        picked = np.ravel_multi_index(inside, counts) if counts else asked.blocks
+        out.reshape(-1, *header.blocks)[...] = tiles[picked]
 
 
 def _stands_alone(head: bytes) -> bool:

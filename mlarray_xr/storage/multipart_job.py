@@ -152,7 +152,7 @@ class MultipartJob:
         return Finished(
             file_bytes=self._read_back(),
             seconds=time.perf_counter() - begin,
-            workers=len({process for record in given for process in record.processes}),
+            workers=len({process for record in given for process in record.processes}) or 1,
         )
 
     def write_directly(self, values: Sliceable, progress: Progress | None) -> Finished:

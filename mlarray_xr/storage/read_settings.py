@@ -24,6 +24,9 @@ class ReadSettings:
 
     cache_bytes: int = 256 << 20
     """Most bytes of encoded blocks that are kept in memory; 0 keeps none."""
+    decoded_cache_bytes: int = 64 << 20
+    """Most bytes of decoded blocks that are kept for thin boxes read one after another; 0 keeps
+    none."""
     cache_dir: str | None = None
     """Folder of the disk cache; None keeps nothing on disk."""
     cache_dir_bytes: int = 10 << 30
@@ -42,6 +45,7 @@ class ReadSettings:
         """Check the ranges."""
         for name, least in (
             ("cache_bytes", 0),
+            ("decoded_cache_bytes", 0),
             ("cache_dir_bytes", 1),
             ("max_concurrency", 1),
             ("retries", 0),
@@ -69,6 +73,7 @@ def read_settings() -> ReadSettings:
 def configure(
     *,
     cache_bytes: int | str | None = None,
+    decoded_cache_bytes: int | str | None = None,
     cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
     cache_dir_bytes: int | str | None = None,
     max_concurrency: int | None = None,
@@ -85,6 +90,9 @@ def configure(
     cache_bytes
         Most bytes of encoded blocks kept in memory, shared by all files, as a number or a text such
         as ``"1 GB"``; 0 keeps none. At first 256 MiB.
+    decoded_cache_bytes
+        Most bytes of decoded blocks, of local files too, kept for slices and other thin boxes that
+        are read one after another; 0 keeps none. At first 64 MiB.
     cache_dir
         Folder of a disk cache, made when it is not there; False is none, as at first.
     cache_dir_bytes
@@ -117,7 +125,8 @@ def configure(
     """
     global _settings
     changed: dict[str, Any] = {
-        "cache_bytes": cache_bytes if cache_bytes in (None, 0) else parse_bytes(cache_bytes),
+        "cache_bytes": _amount(cache_bytes),
+        "decoded_cache_bytes": _amount(decoded_cache_bytes),
         "cache_dir_bytes": None if cache_dir_bytes is None else parse_bytes(cache_dir_bytes),
         "max_concurrency": max_concurrency,
         "retries": retries,
@@ -130,3 +139,8 @@ def configure(
         settings = replace(settings, cache_dir=folder)
     _settings = settings
     return settings
+
+
+def _amount(amount: int | str | None) -> int | None:
+    """Return a number of bytes, which may be 0."""
+    return amount if amount is None or amount == 0 else parse_bytes(amount)
