@@ -35,9 +35,9 @@ def time_cold(jobs: Mapping[str, ColdJob], *, repeats: int) -> dict[str, Samples
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for repeat in range(repeats + 1):
         turn = repeat % len(names)
+        gc.collect()
         for name in names[turn:] + names[:turn]:
             jobs[name].prepare(repeat)
-            gc.collect()
             gc.disable()
             try:
                 cpu, wall = time.process_time(), time.perf_counter()

@@ -14,6 +14,8 @@ from benchmarks import (
     layouts,
     opening,
     patches,
+    points,
+    remote,
     writing,
 )
 from benchmarks.data import Workplace
@@ -35,6 +37,8 @@ BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
     "cluster-writing": cluster_writing.run,
     "encode-rate": encode_rate.run,
     "layouts": layouts.run,
+    "remote": remote.run,
+    "points": points.run,
 }
 
 

@@ -1,13 +1,14 @@
 """Damages chunks and decodes blocks of them; run as a script, since a crash would end the caller.
 
 Arguments: a folder with chunks, see `save_victim`; how many random copies of each; a seed. Prints
-what became of them as JSON. The copy that is being decoded lies in the file ``last``.
+what became of them as JSON. The file ``last`` tells which copy was decoded last.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import resource
 import signal
@@ -96,13 +97,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(SECONDS)
     folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    note = os.open(folder / "last", os.O_WRONLY | os.O_CREAT)
     outcomes = {}
     for victim in sorted(folder.glob("*.victim")):
         chunk, header = pickle.loads(victim.read_bytes())
         decode(chunk, header)
         outcome = {"decoded": 0, "refused": 0}
-        for damaged in mutations(chunk, header, count=count, seed=seed):
-            (folder / "last").write_bytes(damaged)
+        for number, damaged in enumerate(mutations(chunk, header, count=count, seed=seed)):
+            os.pwrite(note, f"{number} of {victim.stem}\n".encode(), 0)
             try:
                 decode(damaged, header)
             except MlaError:

@@ -10,7 +10,7 @@ import blosc2
 import numpy as np
 
 from mlarray_xr.format.block_index import BLOCK_INDEX_NAME, BlockIndex, encode_block_index
-from mlarray_xr.storage import handles, read_settings, remote_file, retry
+from mlarray_xr.storage import handles, read_settings, remote_file, retry, slab_cache
 from mlarray_xr.storage.block_cache import block_cache
 from mlarray_xr.storage.frame_file import read_index
 from mlarray_xr.storage.read_settings import configure
@@ -51,11 +51,14 @@ class QuickServer(RangeServer):
 
 @contextmanager
 def settings(**changes: Any) -> Iterator[None]:
-    """Read by other settings, with nothing open and nothing cached; put everything back."""
+    """Read by other settings, with nothing open and nothing cached; put everything back.
+
+    Decoded blocks are not kept unless that is asked for: every read is seen by the server.
+    """
     before = read_settings.read_settings()
     forget()
     try:
-        configure(**changes)
+        configure(**{"decoded_cache_bytes": 0, **changes})
         yield
     finally:
         read_settings._settings = before
@@ -67,6 +70,8 @@ def forget() -> None:
     handles._open.clear()
     remote_file._open.clear()
     block_cache().clear()
+    slab_cache._kept.clear()
+    slab_cache._seen.clear()
 
 
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:

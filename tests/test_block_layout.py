@@ -97,7 +97,8 @@ def decoded(chunk: Chunk, numbers: NDArray[np.int64], stored: bytes | None = Non
 
 def check(frame: bytes) -> set[str]:
     """Compare selections of blocks of every chunk; return the kinds of chunks there were."""
-    kinds, random = set(), np.random.default_rng(7)
+    random = np.random.default_rng(7)
+    kinds: set[str] = set()
     for chunk in chunks_of(frame):
         every = np.arange(len(chunk.blocks))
         some = random.permutation(every)[: random.integers(1, len(every) + 1)]
@@ -350,8 +351,8 @@ def test_damaged_chunks_are_refused_or_decode_and_never_end_the_process(tmp_path
         check=False,
     )
     last = tmp_path / "last"
-    shown = last.read_bytes().hex() if last.exists() else "none yet"
-    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}; chunk {shown}"
+    shown = last.read_text().splitlines()[0] if last.exists() else "none yet"
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}; damaged copy {shown}"
     answer = json.loads(done.stdout)
     assert len(answer["outcomes"]) == 16
     for name, outcome in answer["outcomes"].items():

@@ -113,6 +113,7 @@ def test_boxes_and_selections_are_those_of_numpy(
     changes = {
         "cache_bytes": data.draw(st.sampled_from([0, 3000, 1 << 20])),
         "block_reads": data.draw(st.sampled_from(["auto", "blocks", "chunks"])),
+        "decoded_cache_bytes": data.draw(st.sampled_from([0, 1 << 20])),
     }
     with settings(**changes):
         array = MlaArray(served(server, frame), threads=data.draw(st.sampled_from([1, 2, None])))

@@ -68,7 +68,7 @@ def fits_block_index(n_chunks: int, n_blocks: int) -> bool:
 
 def most_block_index_bytes(header: FrameHeader) -> int | None:
     """Return the most bytes that an honest index of a file takes; None where none is read."""
-    n_blocks = header.chunksize // header.blocksize if header.blocksize else 0
+    n_blocks = _blocks_in_chunk(header)
     if not fits_block_index(header.n_chunks, n_blocks):
         return None
     return header.n_chunks * (CHUNK_HEADER_BYTES + 4 * n_blocks) + _OVERHEAD_BYTES
@@ -98,7 +98,8 @@ def decode_block_index(
     Returns
     -------
     BlockIndex or None
-        None when it belongs to another chunk table, or is of a later version.
+        None when it belongs to another chunk table, is of a later version, or is larger than any
+        that is made.
 
     Raises
     ------
@@ -114,8 +115,10 @@ def decode_block_index(
     if cursor.take(1)[0] != _VERSION:
         return None
     n_chunks, n_blocks = take_unsigned(cursor, 8), take_unsigned(cursor, 4)
-    wanted = (header.n_chunks, header.chunksize // header.blocksize)
-    if (n_chunks, n_blocks) != wanted or take_unsigned(cursor, 4) != _table_crc(offsets):
+    wanted = (header.n_chunks, _blocks_in_chunk(header))
+    if (n_chunks, n_blocks) != wanted or not fits_block_index(n_chunks, n_blocks):
+        return None
+    if take_unsigned(cursor, 4) != _table_crc(offsets):
         return None
     heads = decode_column(cursor, np.dtype("u1"), n_chunks * CHUNK_HEADER_BYTES)
     starts = decode_column(cursor, np.dtype("<i4"), n_chunks * n_blocks)
@@ -123,6 +126,11 @@ def decode_block_index(
         heads=heads.reshape(n_chunks, CHUNK_HEADER_BYTES),
         starts=starts.reshape(n_chunks, n_blocks),
     )
+
+
+def _blocks_in_chunk(header: FrameHeader) -> int:
+    """Return the number of blocks in a chunk; 0 for an array without elements."""
+    return header.chunksize // header.blocksize if header.blocksize else 0
 
 
 def _table_crc(offsets: NDArray[np.int64]) -> int:

@@ -221,17 +221,8 @@ class MappedBlocks:
             block_bytes=header.blocksize,
         )
         starts, stops = layout.spans(asked.blocks)
-        # What claims to be longer than the block itself is damaged, and would be copied each time.
-        stops = np.minimum(stops, starts + header.blocksize + 4 * header.typesize)
-        return mini_chunk(
-            layout,
-            [
-                self._memory[start:stop]
-                for start, stop in zip(
-                    (starts + offset).tolist(), (stops + offset).tolist(), strict=True
-                )
-            ],
-        )
+        spans = zip((starts + offset).tolist(), (stops + offset).tolist(), strict=True)
+        return mini_chunk(layout, [self._memory[start:stop].tobytes() for start, stop in spans])
 
     def _read_around(self, asked: ChunkBlocks, out: NDArray[Any]) -> None:
         """Read the box around all wanted blocks of a chunk and pick them from it."""

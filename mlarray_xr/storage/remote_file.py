@@ -95,11 +95,21 @@ class RemoteFile:
         """Return both ends, fetching them where another process had opened the file."""
         with self._lock:  # one thread fetches them, others wait
             if self._ends is None:
-                head, tail = _fetch_ends(self._transport(), self.tally)
+                head, tail = _fetch_ends(
+                    self._transport(),
+                    self.tally,
+                    head_bytes=min(_HEAD_BYTES, self.source.size),
+                    etag=self._validator,
+                )
                 for piece in (head, tail):
                     self.compare(piece)
                 self._ends = head, tail
             return self._ends
+
+    @property
+    def _validator(self) -> str:
+        """The validator; ``*`` without, as in RFC 9110: any, but the object has to be as long."""
+        return "*" if self.source.etag is None else self.source.etag
 
     def _transport(self) -> Transport:
         """Return what brings bytes, opened again when settings that it depends on have changed."""
@@ -114,7 +124,7 @@ class RemoteFile:
     def _fetch(self, start: int, stop: int) -> bytes:
         """Fetch a range, again when that failed for what may pass."""
         transport = self._transport()
-        piece = _retried(lambda: transport.fetch(start, stop, etag=self.source.etag), self.tally)
+        piece = _retried(lambda: transport.fetch(start, stop, etag=self._validator), self.tally)
         self.compare(piece)
         return piece.data
 
@@ -228,9 +238,17 @@ def _trim(used: RemoteSource) -> None:
             _open.popitem(last=False)
 
 
-def _fetch_ends(transport: Transport, tally: Tally) -> tuple[Piece, Piece]:
+def _fetch_ends(
+    transport: Transport,
+    tally: Tally,
+    *,
+    head_bytes: int = _HEAD_BYTES,
+    etag: str | None = None,
+) -> tuple[Piece, Piece]:
     """Fetch the two ends of an object at the same time."""
-    head = submit_request(lambda: _retried(lambda: transport.fetch(0, _HEAD_BYTES), tally))
+    head = submit_request(
+        lambda: _retried(lambda: transport.fetch(0, head_bytes, etag=etag), tally)
+    )
     tail = submit_request(lambda: _retried(lambda: transport.fetch_tail(_TAIL_BYTES), tally))
     try:
         return head.result(), tail.result()
