@@ -8,7 +8,7 @@ import math
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from mlarray_xr.storage.staging import claim
 from mlarray_xr.storage.upload import StagedUpload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlarray_xr.planning.codec_choice import CodecChoice
     from mlarray_xr.planning.grid import Box
@@ -75,6 +75,8 @@ class PreparedWrite:
     """When it was asked for, seconds since 1970."""
     region: Box | None = None
     """What of an existing file is replaced; None when a file is made."""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    """What must be equal for the work of two writes to be mixed."""
     upload: StagedUpload | MultipartJob | None = None
     """How a store gets the file: whole when it is complete, or in pieces instead of that."""
 
@@ -93,10 +95,13 @@ class PreparedWrite:
     def run(self, progress: Progress | None) -> WriteReport:
         """Write the file with the threads of this process."""
         # A file that is changed in place is read meanwhile: it must not grow before the end.
-        if self.keeps or self.region is not None:
-            done = self.job.write_segments(self.subject.values, self.missing, progress)
+        values = self.subject.values
+        if isinstance(self.upload, MultipartJob):
+            done = self.upload.write_missing(values, self.missing, progress)
+        elif self.keeps or self.region is not None:
+            done = self.job.write_segments(values, self.missing, progress)
         else:
-            done = self.writer.write_directly(self.subject.values, progress)
+            done = self.job.write_directly(values, progress)
         return self.report(done)
 
     @contextlib.contextmanager
@@ -113,7 +118,7 @@ class PreparedWrite:
     def give_up(self) -> None:
         """Remove what there is of the file, or leave it for a later write to resume."""
         if isinstance(self.upload, MultipartJob):
-            self.upload.upload.abort()
+            self.upload.give_up()
         elif self.keeps:
             forget_prefix(self.job.staging)  # only segments are resumed, and disks may be full
             self.job.staging.release()
@@ -271,6 +276,7 @@ def claim_write(
         choice=choice,
         began=began,
         region=region,
+        fingerprint=fingerprint,
     )
 
 

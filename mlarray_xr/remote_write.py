@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.dask_write import folder_of_tasks, workers_without
 from mlarray_xr.errors import ConversionError, LayoutError, SourceError
 from mlarray_xr.file_write import SUFFIX
+from mlarray_xr.planning.write_plan import recut
 from mlarray_xr.storage.address import is_url
-from mlarray_xr.storage.multipart import begin_upload, has_multipart
+from mlarray_xr.storage.multipart import MultipartUpload, begin_upload, has_multipart
 from mlarray_xr.storage.multipart_job import MOST_PARTS, MultipartJob
 from mlarray_xr.storage.remote_source import remote_address
 from mlarray_xr.storage.upload import StagedUpload, existing_object, open_store
+from mlarray_xr.storage.upload_notes import note_plan, noted_plan, remove_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,6 +30,18 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.remote_source import RemoteAddress
 
 __all__ = ["check_remote", "is_remote", "plan_pieces", "prepare_object"]
+
+
+_WRITE_ID = re.compile("[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NotedUpload:
+    """An upload that an earlier write has left, as it was noted."""
+
+    upload: MultipartUpload
+    extents: Any
+    fingerprint: Mapping[str, Any]
 
 
 def is_remote(path: object, *, storage_options: Mapping[str, Any] | None, store: Any) -> bool:
@@ -47,26 +63,19 @@ def is_remote(path: object, *, storage_options: Mapping[str, Any] | None, store:
     return False
 
 
-def check_remote(path: object, *, mode: str, resume: bool) -> None:
+def check_remote(path: object, *, mode: str) -> None:
     """Refuse what has no meaning for objects, which are written once and whole.
 
     Raises
     ------
     ConversionError
-        When the object is to be changed in place, or its write to be resumed.
+        When the object is to be changed in place.
     """
-    name = remote_address(str(path)).name
     if mode == "r+":
         msg = (
-            f"{name}: mode='r+' writes into a file, and objects of a store are replaced as a "
-            "whole. To fix: (1) mode='w'; (2) write the region into a local file and upload that"
-        )
-        raise ConversionError(msg)
-    if resume:
-        msg = (
-            f"{name}: resume=True keeps what a failed write has done beside its target, and a "
-            "failed write leaves nothing in a store. To fix: (1) leave it out; (2) write a local "
-            "file with resume=True and upload that"
+            f"{remote_address(str(path)).name}: mode='r+' writes into a file, and objects of a "
+            "store are replaced as a whole. To fix: (1) mode='w'; (2) write the region into a "
+            "local file and upload that"
         )
         raise ConversionError(msg)
 
@@ -77,6 +86,7 @@ def prepare_object(
     *,
     prepare: Callable[[Any, str], PreparedWrite],
     overwrite: bool,
+    resume: bool,
     memory_limit: int | None,
     storage_options: Mapping[str, Any] | None,
     store: Any,
@@ -97,6 +107,8 @@ def prepare_object(
         Plans the write of a local file and claims it.
     overwrite
         Whether an object that is there is replaced.
+    resume
+        Whether to use what an earlier write has sent, and to note what this one does.
     memory_limit
         Bytes that the parts of one process may take.
     storage_options, store
@@ -105,7 +117,8 @@ def prepare_object(
     Raises
     ------
     ConversionError
-        When the object would not be named as an `.mla` file, or cannot be expressed in one.
+        When the object would not be named as an `.mla` file, or cannot be expressed in one; when
+        there is nothing to resume but another write, or the store does not take pieces.
     FileExistsError
         When an object is there and is not to be replaced.
     LayoutError
@@ -117,6 +130,14 @@ def prepare_object(
     if not address.url.endswith(SUFFIX):
         msg = f"{address.name}: the name must end in {SUFFIX!r}: other readers go by it"
         raise ConversionError(msg)
+    takes_pieces = has_multipart(address)
+    if resume and not takes_pieces:
+        msg = (
+            f"{address.name}: resume=True goes on with the pieces that a store has, and this one "
+            "takes whole files only. To fix: (1) leave it out; (2) S3 takes pieces when s3fs is "
+            "installed; (3) write a local file with resume=True and upload that"
+        )
+        raise ConversionError(msg)
     if not overwrite and open_store(address).state() is not None:
         raise existing_object(address.name)
     folder = tempfile.mkdtemp(prefix="mlarray-xr-", dir=folder_of_tasks())
@@ -124,7 +145,7 @@ def prepare_object(
     with contextlib.ExitStack() as unfinished:
         unfinished.callback(upload.clean_up)
         prepared = prepare(obj, os.path.join(folder, f"object{SUFFIX}"))
-        if has_multipart(address):
+        if takes_pieces:
             return _in_pieces(prepared, address, overwrite=overwrite, memory_limit=memory_limit)
         if prepared.uses_tasks:
             _check_sharing(address.name, folder)
@@ -145,14 +166,74 @@ def _in_pieces(
             f"{memory_limit}. To fix: (1) raise the limit; (2) write a local file and upload it"
         )
         raise LayoutError(msg)
-    sending = MultipartJob(
-        upload=begin_upload(address),
+    fresh = partial(
+        MultipartJob,
         plan=job.plan,
-        parts=parts,
         metadata=job.metadata,
         overwrite=overwrite,
+        keeps=prepared.keeps,
     )
-    return replace(prepared, upload=sending, path=address.name, missing=tuple(range(len(parts))))
+    noted = _noted(address)
+    if noted is not None and not prepared.keeps:
+        noted.upload.abort()
+        remove_notes(address)
+    if noted is None or not prepared.keeps:
+        sending = fresh(upload=begin_upload(address), parts=parts)
+        missing = tuple(range(len(parts)))
+        if prepared.keeps:
+            _note(sending, prepared.fingerprint)
+    else:
+        _check_same(noted, prepared.fingerprint)
+        chunks = job.plan.layout.chunks
+        cut = recut(parts, noted.extents, chunks=chunks, folder=f"{address.name}.parts")
+        sending = fresh(upload=noted.upload, parts=cut)
+        missing = sending.missing()
+    return replace(prepared, upload=sending, path=address.name, missing=missing)
+
+
+def _note(job: MultipartJob, fingerprint: Mapping[str, Any]) -> None:
+    """Note what is written, so that a later write can go on with it."""
+    noted = {
+        "fingerprint": fingerprint,
+        "parts": job.parts.extents,
+        "upload_id": job.upload.upload_id,
+        "write_id": job.upload.write_id,
+    }
+    try:
+        note_plan(job.upload.address, noted)
+    except BaseException:
+        job.upload.abort()
+        raise
+
+
+def _noted(address: RemoteAddress) -> _NotedUpload | None:
+    """Return the upload that an earlier write has left; None when none is left."""
+    noted = noted_plan(address) or {}
+    upload_id, write_id = noted.get("upload_id"), noted.get("write_id")
+    if not isinstance(upload_id, str) or not _WRITE_ID.fullmatch(str(write_id)):
+        return None
+    upload = MultipartUpload(address=address, upload_id=upload_id, write_id=str(write_id))
+    if upload.etags() is None:
+        return None
+    found = noted.get("fingerprint")
+    return _NotedUpload(
+        upload=upload,
+        extents=noted.get("parts"),
+        fingerprint=found if isinstance(found, dict) else {},
+    )
+
+
+def _check_same(noted: _NotedUpload, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse to mix the work of two plans."""
+    then, now = noted.fingerprint, fingerprint
+    names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    if names:
+        msg = (
+            f"{noted.upload.address.name}.parts: holds the beginning of another write: "
+            f"{', '.join(names)} differ. To fix: (1) resume with what was written then; "
+            "(2) resume=False starts over"
+        )
+        raise ConversionError(msg)
 
 
 def plan_pieces(parts: Parts, *, most: int) -> Parts:

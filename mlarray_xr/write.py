@@ -130,7 +130,7 @@ def to_mla(
     resume
         Keep what is done when the write fails, and begin with what an earlier one of the same
         values, layout, codec and metadata left. Parts whose checksums are right are not computed
-        again.
+        again. Of URLs those on S3 can be resumed; what is done is noted in ``<name>.mla.parts/``.
     memory_limit
         Memory that the parts under way in one process may take, bytes or a text such as ``"2GB"``;
         parts are made small enough. What the tasks that produce them hold comes on top.
@@ -181,7 +181,7 @@ def to_mla(
     }
     remote = is_remote(path, storage_options=storage_options, store=store)
     if remote:
-        check_remote(path, mode=mode, resume=resume)
+        check_remote(path, mode=mode)
     write: Callable[[Any, str], PreparedWrite]
     if mode == "r+":
         _check_kept((patch, chunks, blocks, layout, template, caches, codec, metadata))
@@ -210,6 +210,7 @@ def to_mla(
             prepare_object,
             prepare=write,
             overwrite=mode == "w",
+            resume=resume,
             memory_limit=way["memory_limit"],
             storage_options=storage_options,
             store=store,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ADDRESS_SPACE_BYTES = 4 << 30
 SECONDS = 60
 EXTREMES = (0, -1, 1, 31, 32, 33, 100, 2**15 - 1, 2**31 - 1, -(2**31))
-BYTES = (0, 1, 2, 3, 4, 6, 0x10, 0x20, 0x23, 0x30, 0x40, 0x70, 0x80, 0xFF)
+BYTES = (0, 1, 2, 3, 6, 0x23, 0x30, 0x40, 0x80, 0xFF)
 
 
 def save_victim(folder: Path, name: str, chunk: bytes, header: FrameHeader) -> None:

@@ -54,18 +54,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "read_settings counters request_pool interleaved remote_file "
         "random_access libblosc2 portable chunks tiles read_pool frame_sections frame_file "
         "frame_entries block_request block_cache mapped_blocks mapped chunk_load ranged "
-        "handles address point_gather upload portions frame_ends multipart "
+        "handles address point_gather "
         "slab_cache gather planning_record encode ordered_tasks trial publication json_record staging "
-        "segments frame_template joining assembly frame_lock editable frame_edit edit job canvas "
-        "inspection",
+        "segments frame_template frame_ends joining assembly frame_lock editable frame_edit edit job "
+        "canvas inspection upload upload_notes portions multipart multipart_job",
     ),
-    ("axes",),
-    ("geometry",),
+    ("axes", "geometry"),
     ("file_array", "points"),
     ("attributes", "record", "placement", "coordinates", "array", "dataset"),
     ("dask", "dask_caches", "dask_points", "dask_write", "merged"),
-    ("template",),
     (
+        "template",
         "backend",
         "read",
         "report",
@@ -73,12 +72,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "prepared",
         "file_write",
         "region_write",
-        "write",
-        "creation",
-        "verification",
-        "labelled_points",
-        "accessor",
+        "remote_write",
     ),
+    ("write", "creation", "verification", "labelled_points", "accessor"),
     folder(
         "foreign",
         "image origin scratch reopened raw packed positions labelled "
@@ -114,7 +110,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "msgpack": ("format.plain_msgpack",),
     "blosc2": ("storage.", "planning.blosc2_choice"),
     "ctypes": ("storage.libblosc2",),
-    "obstore": ("storage.transport_obstore",),
+    "obstore": ("storage.transport_obstore", "storage.upload"),
     "fsspec": ("storage.transport_fsspec",),
     "boto3": ("storage.transport_obstore",),
     "xarray": FROM_DATASET_DOWN,

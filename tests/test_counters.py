@@ -246,6 +246,7 @@ def test_a_measurement_shows_its_stats() -> None:
 
 FORK = """
 import os
+from mlarray_xr.storage import counters
 from mlarray_xr.storage.counters import ReadStats, Tally, measure, stats, tallies_of
 
 def count(n):

@@ -24,6 +24,7 @@ def _settings_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 DEFAULTS = {
     "cache_bytes": 256 << 20,
+    "decoded_cache_bytes": 64 << 20,
     "cache_dir": None,
     "cache_dir_bytes": 10 << 30,
     "max_concurrency": 32,
@@ -35,6 +36,8 @@ CHANGES: list[tuple[str, Any, Any]] = [
     ("cache_bytes", 5, 5),
     ("cache_bytes", 0, 0),
     ("cache_bytes", "1.5 GB", 1_500_000_000),
+    ("decoded_cache_bytes", "2 GiB", 2 << 30),
+    ("decoded_cache_bytes", 0, 0),
     ("cache_dir_bytes", "3 MiB", 3 << 20),
     ("max_concurrency", 1, 1),
     ("retries", 0, 0),
@@ -47,6 +50,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("cache_bytes", -1),
     ("cache_bytes", "much"),
     ("cache_bytes", "-1 GB"),
+    ("decoded_cache_bytes", -1),
+    ("decoded_cache_bytes", "none"),
     ("cache_dir_bytes", 0),
     ("cache_dir_bytes", "0 GB"),
     ("max_concurrency", 0),

@@ -333,6 +333,18 @@ def test_an_object_replaced_after_every_number_of_requests(
     assert found.count("changed") >= 8
 
 
+@pytest.mark.xfail(reason="of an object without ETag the transport looks at its size alone")
+def test_an_object_of_the_same_size_replaced_where_nothing_but_its_date_tells(
+    server: QuickServer,
+) -> None:
+    server.etags = "none"
+    for n_requests in range(1, 2 + N_READS):
+        server.put(NAME, FRAME)
+        server.faults = Faults(replace_after=n_requests, replacement=OTHER)
+        with settings(cache_bytes=0):
+            assert outcome(server, VOLUME[::-1]) != "mixture"
+
+
 def test_a_truncated_object_is_noticed(server: QuickServer, array: MlaArray) -> None:
     for etags in ("strong", "weak", "none"):
         server.put(NAME, FRAME)

@@ -36,6 +36,7 @@ __all__ = [
     "UploadEnded",
     "begin_upload",
     "has_multipart",
+    "s3_request",
 ]
 
 # Amazon S3, "Multipart upload limits": pieces of 5 MiB to 5 GiB, the last one may be smaller. A
@@ -90,16 +91,16 @@ class MultipartUpload:
         )
         return str(told["ETag"])
 
-    def numbers(self) -> set[int]:
-        """Return the numbers of the pieces that the store has; none when the upload has ended."""
-        found: set[int] = set()
+    def etags(self) -> dict[int, str] | None:
+        """Return number and validator of the pieces that the store has; None after the end."""
+        found: dict[int, str] = {}
         marker = 0
         while True:
             try:
                 told = self._call("list_parts", UploadId=self.upload_id, PartNumberMarker=marker)
             except UploadEnded:
-                return set()
-            found |= {piece["PartNumber"] for piece in told.get("Parts", [])}
+                return None
+            found |= {piece["PartNumber"]: piece["ETag"] for piece in told.get("Parts", [])}
             if not told.get("IsTruncated"):
                 return found
             marker = told["NextPartNumberMarker"]
@@ -166,7 +167,7 @@ class MultipartUpload:
 
     def _call(self, method: str, **arguments: Any) -> Any:
         """Make one request; s3fs tries again where that may help."""
-        return _call(self.address, method, arguments)
+        return s3_request(self.address, method, **arguments)
 
 
 class _Unconditional(SourceError):
@@ -197,7 +198,7 @@ def begin_upload(address: RemoteAddress) -> MultipartUpload:
         When the store cannot be reached.
     """
     write_id = uuid.uuid4().hex
-    told = _call(address, "create_multipart_upload", {"Metadata": {_WRITE_ID: write_id}})
+    told = s3_request(address, "create_multipart_upload", Metadata={_WRITE_ID: write_id})
     return MultipartUpload(address=address, upload_id=told["UploadId"], write_id=write_id)
 
 
@@ -223,20 +224,45 @@ def _client(plan: ClientPlan, pid: int) -> FsspecTransport:  # noqa: ARG001 - pa
     return open_fsspec(plan, timeout_s=_TIMEOUT_S)
 
 
-def _call(address: RemoteAddress, method: str, arguments: Mapping[str, Any]) -> Any:
-    """Make one request for an object."""
+def s3_request(address: RemoteAddress, method: str, *, suffix: str = "", **arguments: Any) -> Any:
+    """Make one request of S3, and return its answer.
+
+    Parameters
+    ----------
+    address
+        Of the object that is asked for; of those that begin with its name in a listing.
+    method
+        As botocore spells it, such as ``upload_part``.
+    suffix
+        What follows the name of the object.
+    arguments
+        As botocore spells them.
+
+    Raises
+    ------
+    UploadEnded
+        When there is no such upload, or no such object.
+    FileExistsError
+        When the request is for the case that there is none, and there is one.
+    SourceError
+        When the store refuses or cannot be reached.
+    """
     plan = _plan(address)
     if plan is None:
         msg = f"{address.name}: s3fs does not serve this address"
         raise SourceError(msg)
     client = _client(plan, os.getpid())
     bucket, _, key = client.path.partition("/")
+    if method == "list_objects_v2":
+        arguments["Prefix"] = key + suffix
+    elif method != "delete_objects":
+        arguments["Key"] = key + suffix
     with writing(address.name, secrets=plan.secrets):
         try:
-            return client.filesystem.call_s3(method, Bucket=bucket, Key=key, **arguments)
+            return client.filesystem.call_s3(method, Bucket=bucket, **arguments)
         except Exception as error:
             code = _code(error)
-            if code == "NoSuchUpload" or (method == "head_object" and code in ("404", "NoSuchKey")):
+            if code in ("NoSuchUpload", "NoSuchKey") or (method, code) == ("head_object", "404"):
                 msg = f"{address.name}: the upload was completed or given up meanwhile"
                 raise UploadEnded(msg) from None
             if code in ("NotImplemented", "501", "ParamValidationError"):

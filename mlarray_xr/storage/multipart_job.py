@@ -33,6 +33,7 @@ from mlarray_xr.storage.portions import (
     portion_of,
 )
 from mlarray_xr.storage.remote_file import pin_remote
+from mlarray_xr.storage.upload_notes import note_portion, noted_portions, remove_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -73,6 +74,8 @@ class MultipartJob:
     """The encoded metadata entry."""
     overwrite: bool
     """Whether an object that is there is replaced."""
+    keeps: bool = False
+    """Whether what is sent is noted, for a later write to resume."""
 
     @property
     def n_chunks(self) -> int:
@@ -81,7 +84,8 @@ class MultipartJob:
 
     def parts_sent(self) -> set[int]:
         """Return the numbers of the parts that the store has; of those joined the first only."""
-        return {number - 2 for number in self.upload.numbers() if 1 < number < LAST_NUMBER}
+        sent = self.upload.etags() or {}
+        return {number - 2 for number in sent if FIRST_NUMBER < number < LAST_NUMBER}
 
     def write_part(self, values: NDArray[Any], box: Box, *, part: int) -> PortionRecord:
         """Encode a part, and send what is large enough.
@@ -145,22 +149,27 @@ class MultipartJob:
         # The task may run again when the worker with its result dies.
         if not self.upload.is_complete():
             try:
-                self._publish([p for record in self.join(given) for p in record.portions])
+                self._publish(self._all_portions(given))
             except (UploadEnded, FileExistsError):
                 if not self.upload.is_complete():
                     raise
+        file_bytes = self._read_back()
+        if self.keeps:
+            remove_notes(self.upload.address)
         return Finished(
-            file_bytes=self._read_back(),
+            file_bytes=file_bytes,
             seconds=time.perf_counter() - begin,
             workers=len({process for record in given for process in record.processes}) or 1,
         )
 
-    def write_directly(self, values: Sliceable, progress: Progress | None) -> Finished:
-        """Encode and send an array by the threads of this process."""
+    def write_missing(
+        self, values: Sliceable, missing: Sequence[int], progress: Progress | None
+    ) -> Finished:
+        """Encode and send the missing parts of an array by the threads of this process."""
         boxes = self.parts.boxes()
-        tasks = [partial(self._write, values, box, part) for part, box in enumerate(boxes)]
+        n_done = self.n_chunks - sum(len(self.plan.numbers_in(boxes[i])) for i in missing)
+        tasks = [partial(self._write, values, boxes[part], part) for part in missing]
         records: list[PortionRecord] = []
-        n_done = 0
         self._tell(progress, n_done)
         with contextlib.closing(run_ordered(tasks)) as written:
             for record in written:
@@ -170,6 +179,32 @@ class MultipartJob:
                     records = self.join(records)
                 self._tell(progress, n_done)
         return self.finish(records)
+
+    def give_up(self) -> None:
+        """Abort the upload, or leave it for a later write to resume."""
+        if not self.keeps:
+            self.upload.abort()
+
+    def missing(self) -> tuple[int, ...]:
+        """Return the numbers of the parts that no earlier write has sent and noted."""
+        is_sent = np.zeros(self.plan.n_chunks, np.bool_)
+        for portion in noted_portions(self.upload, self.plan):
+            is_sent[portion.entries["number"]] = True
+        boxes = self.parts.boxes()
+        return tuple(
+            part for part, box in enumerate(boxes) if not is_sent[self.plan.numbers_in(box)].all()
+        )
+
+    def _all_portions(self, given: Sequence[PortionRecord]) -> list[Portion]:
+        """Return the portions of this write, and those of an earlier one that it goes on with."""
+        portions = [portion for record in self.join(given) for portion in record.portions]
+        if not self.keeps:
+            return portions
+        is_new = np.zeros(self.plan.n_chunks, np.bool_)
+        for portion in portions:
+            is_new[portion.entries["number"]] = True
+        found = noted_portions(self.upload, self.plan)
+        return [*portions, *(p for p in found if not is_new[p.entries["number"]].any())]
 
     def _write(self, values: Sliceable, box: Box, part: int) -> PortionRecord:
         """Encode and send one part of an array."""
@@ -185,7 +220,10 @@ class MultipartJob:
         if portion.size < LEAST_BYTES or portion.number == FIRST_NUMBER:
             return portion
         etag = self.upload.put(portion.number, portion.data)
-        return replace(portion, etag=etag, data=b"")
+        sent = replace(portion, etag=etag, data=b"")
+        if self.keeps:
+            note_portion(self.upload, sent)
+        return sent
 
     def _publish(self, portions: Sequence[Portion]) -> None:
         """Send the first and the last piece of the object, and let it appear."""
