@@ -68,7 +68,9 @@ def point_contenders(volume: Volume) -> tuple[list[PointContender], list[Skip]]:
         found.append(_cloudvolume(volume))
     except ImportError as error:
         skips.append(Skip(contender=CLOUDVOLUME, reason=str(error)))
-    points = np.random.default_rng(0).integers(0, min(volume.values.shape), (volume.values.ndim, 50))
+    points = np.random.default_rng(0).integers(
+        0, min(volume.values.shape), (volume.values.ndim, 50)
+    )
     for contender in found:
         values = contender.pick(points)
         if isinstance(values, dict):

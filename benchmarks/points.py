@@ -36,7 +36,7 @@ _ONCE = Goal(of="median", relation="<=", bound=1)
 def run(workplace: Workplace) -> list[Table]:
     """Return one table: sparse, clustered and many points, and how often blocks are decoded."""
     size = replace(workplace.size, repeats=min(workplace.size.repeats, _MOST_REPEATS))
-    few, many = (10_000, 1_000_000) if size.name == "full" else (300, 20_000)
+    few, many = (10_000, 1_000_000) if size.name == "full" else (100, 20_000)
     volume = workplace.volume("int16")
     contenders, skips = point_contenders(volume)
     sparse = _picked(contenders, size, draw=_sparse, count=few)

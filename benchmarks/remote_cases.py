@@ -65,12 +65,8 @@ def remote_cases(shape: tuple[int, ...], *, edges: tuple[int, int]) -> list[Remo
             prepare=_open,
             act=partial(_pick_points, shape),
         ),
-        RemoteCase(
-            kind="slice", title="one slice", prepare=_open, act=partial(_read_slice, shape)
-        ),
-        RemoteCase(
-            kind=AGAIN, title=f"{small} cubed again", prepare=open_and_read, act=read_small
-        ),
+        RemoteCase(kind="slice", title="one slice", prepare=_open, act=partial(_read_slice, shape)),
+        RemoteCase(kind=AGAIN, title=f"{small} cubed again", prepare=open_and_read, act=read_small),
     ]
 
 

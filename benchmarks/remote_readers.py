@@ -22,6 +22,7 @@ from benchmarks.report import Skip
 from benchmarks.zarr_http import ZarrArray
 from mlarray_xr import MlaArray
 from mlarray_xr.storage.block_cache import block_cache
+from mlarray_xr.storage.read_settings import ReadSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOSC2",
-    "BLOSC2_32",
+    "BLOSC2_MANY",
     "INDEXED",
     "TENSORSTORE",
     "TENSORSTORE_SHARDED",
@@ -45,10 +46,10 @@ __all__ = [
 ]
 
 INDEXED, UNINDEXED = "ours, block index", "ours, no block index"
-BLOSC2, BLOSC2_32 = "blosc2 lazy, 8 at a time", "blosc2 lazy, 32 at a time"
+_CONCURRENCY = ReadSettings().max_concurrency
+BLOSC2, BLOSC2_MANY = "blosc2 lazy, 8 at a time", f"blosc2 lazy, {_CONCURRENCY} at a time"
 TENSORSTORE, TENSORSTORE_SHARDED = "tensorstore, shard = chunk", "tensorstore, one shard"
-_CONCURRENCY = 32
-_CACHE_BYTES = 256 << 20
+_CACHE_BYTES = ReadSettings().cache_bytes
 # An interpreter with the newest zarr-python and obstore, which need a newer Python than we do.
 _OTHER_PYTHON = "MLARRAY_XR_ZARR_PYTHON"
 _ZARR_STORES = {"plain 64-cubed": "plain.zarr", "shard = chunk": "sharded.zarr"}
@@ -132,7 +133,7 @@ class _Blosc2(_Threaded):
 
 
 class _TensorStore(_Threaded):
-    """TensorStore, with a cache as large as ours."""
+    """TensorStore, with as large a cache and as many requests at a time as ours."""
 
     def __init__(self, url: str) -> None:
         self._tensorstore: Any = importlib.import_module("tensorstore")
@@ -140,7 +141,12 @@ class _TensorStore(_Threaded):
         self._array: Any = None
 
     def open(self) -> None:
-        context = self._tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        context = self._tensorstore.Context(
+            {
+                "cache_pool": {"total_bytes_limit": _CACHE_BYTES},
+                "http_request_concurrency": {"limit": _CONCURRENCY},
+            }
+        )
         self._array = self._tensorstore.open(
             self._spec, read=True, context=context, recheck_cached_data="open"
         ).result()
@@ -174,9 +180,7 @@ class _OtherPython:
         """Return the answer to a command."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(
-            json.dumps([self._url, _CONCURRENCY, command, arguments]) + "\n"
-        )
+        self._process.stdin.write(json.dumps([self._url, command, arguments]) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
@@ -191,16 +195,17 @@ def remote_contenders(
     address
         Returns the URL of what is served under a name.
     stack
-        Closes what was started for them.
+        Ends what was started for them, and puts back what was set.
     """
     found: list[tuple[str, RemoteReader]] = [
         (INDEXED, _Ours(address("indexed.mla"))),
         (UNINDEXED, _Ours(address("volume.mla"))),
         (BLOSC2, _Blosc2(address("volume.mla"), concurrency=8)),
-        (BLOSC2_32, _Blosc2(address("volume.mla"), concurrency=32)),
+        (BLOSC2_MANY, _Blosc2(address("volume.mla"), concurrency=_CONCURRENCY)),
     ]
+    stack.enter_context(zarr.config.set({"async.concurrency": _CONCURRENCY}))
     for label, store in _ZARR_STORES.items():
-        reader = ZarrArray(address(store), concurrency=_CONCURRENCY)
+        reader = ZarrArray(address(store))
         found.append((f"zarr {zarr.__version__}, {label}", reader))
     skips: list[Skip] = []
     for name, store in ((TENSORSTORE, "sharded.zarr/"), (TENSORSTORE_SHARDED, "one.zarr/")):
@@ -223,7 +228,7 @@ def _of_other_python(
 ) -> list[RemoteContender]:
     """Start another interpreter and return what its zarr-python reads."""
     process = subprocess.Popen(
-        [python, str(Path(zarr_http.__file__))],
+        [python, str(Path(zarr_http.__file__)), str(_CONCURRENCY)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,17 +7,13 @@ what it has counted so far.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from tests.range_server import Faults, RangeServer
-
-if TYPE_CHECKING:
-    import asyncio
 
 __all__ = ["BYTES_PER_SECOND", "ServedFolder", "Traffic"]
 
@@ -85,14 +81,6 @@ class ServedFolder:
         return answer
 
 
-class _PromptServer(RangeServer):
-    """Sends head and body of an answer at once; otherwise the second may wait for 40 ms."""
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super()._connected(reader, writer)
-
-
 def _serve(folder: Path, latency_s: float) -> None:
     """Serve a folder until standard input ends."""
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -100,7 +88,7 @@ def _serve(folder: Path, latency_s: float) -> None:
     faults = Faults(
         latency_s=latency_s, connection_latency_s=latency_s, bytes_per_second=BYTES_PER_SECOND
     )
-    with _PromptServer(objects, faults=faults) as server:
+    with RangeServer(objects, faults=faults) as server:
         print(json.dumps({"address": server.url("")}), flush=True)
         for _ in sys.stdin:
             counts = server.counts()

@@ -25,15 +25,12 @@ class ZarrArray:
     ----------
     url
         Of the store.
-    concurrency
-        zarr's `async.concurrency`.
     """
 
-    def __init__(self, url: str, *, concurrency: int) -> None:
+    def __init__(self, url: str) -> None:
         from obstore.store import HTTPStore
         from zarr.storage import ObjectStore
 
-        zarr.config.set({"async.concurrency": concurrency})
         client: Any = {"allow_http": True, "timeout": "600s"}
         self._store = ObjectStore(HTTPStore(url, client_options=client), read_only=True)
         self._array: Any = None
@@ -58,12 +55,13 @@ class ZarrArray:
 
 def _obey() -> None:
     """Carry out commands until standard input ends."""
+    zarr.config.set({"async.concurrency": int(sys.argv[1])})
     print(json.dumps(zarr.__version__), flush=True)
     arrays: dict[str, ZarrArray] = {}
     for line in sys.stdin:
-        url, concurrency, command, arguments = json.loads(line)
+        url, command, arguments = json.loads(line)
         if url not in arrays:
-            arrays[url] = ZarrArray(url, concurrency=concurrency)
+            arrays[url] = ZarrArray(url)
         values = getattr(arrays[url], command)(*arguments)
         digest = None
         if isinstance(values, np.ndarray):

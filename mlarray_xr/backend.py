@@ -188,6 +188,9 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             drop_variables=tuple(dropped),
             part_bytes=array_chunk_bytes(),
         )
+        if is_url(filename_or_obj):
+            # xarray would put the whole URL there, whose query may be a signature.
+            dataset.encoding["source"] = array.path
         dataset.set_close(array.close)
         return dataset
 

@@ -146,6 +146,7 @@ def create(
         prefer=prefer,
         overwrite=mode == "w",
         metadata=metadata,
+        block_index=False,
         align_chunks=True,
         compute=True,
         resume=False,

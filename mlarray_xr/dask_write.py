@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 _RECORDS_PER_TASK = 64
+# Each of them may hold up to 5 MiB that wait to be joined.
+_PORTIONS_PER_TASK = 16
 _WATCH_SECONDS = 0.25
 _ASK_SECONDS = 2.0
 
@@ -91,7 +93,10 @@ def write_graph(
         combine=partial(_join, ndim=records.ndim, job=bare),
         aggregate=partial(_finish, job=job),
         concatenate=False,
-        split_every=_records_per_task(records.numblocks),
+        split_every=_records_per_task(
+            records.numblocks,
+            most=_RECORDS_PER_TASK if isinstance(job, WriteJob) else _PORTIONS_PER_TASK,
+        ),
         dtype=object,
         meta=np.empty((), object),
     )
@@ -103,12 +108,12 @@ def _bare(plan: FramePlan) -> FramePlan:
     return replace(plan, layout=replace(plan.layout, basis=None))
 
 
-def _records_per_task(grid: tuple[int, ...]) -> dict[int, int]:
+def _records_per_task(grid: tuple[int, ...], *, most: int) -> dict[int, int]:
     """Return along how many blocks of every axis a task of the tree joins records.
 
     Dask's own choice, the same number for every axis, joins 4 at a time when one of three is long.
     """
-    counts, left = {}, _RECORDS_PER_TASK
+    counts, left = {}, most
     for n_left, axis in enumerate(sorted(range(len(grid)), key=grid.__getitem__), -len(grid)):
         # The equal share of the axes to come; Dask's tree ends when every axis shrinks.
         counts[axis] = min(grid[axis], max(2, round(left ** (-1 / n_left))))

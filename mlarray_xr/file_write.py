@@ -60,6 +60,7 @@ def prepare_file(
     prefer: Preference,
     overwrite: bool,
     metadata: Metadata | None,
+    block_index: bool,
     align_chunks: bool,
     compute: bool,
     resume: bool,
@@ -89,6 +90,7 @@ def prepare_file(
         dtype_str=subject.values.dtype.str,
         layout=layout,
         codec=_codec(choice, lossy=lossy),
+        has_block_index=block_index,
     )
     uses_tasks = subject.is_dask or not compute or subject.goes_to_workers
     parts = _parts(

@@ -317,6 +317,7 @@ def _fingerprint(plan: FramePlan, metadata: bytes, token: str) -> dict[str, Any]
         "chunks": list(plan.layout.chunks),
         "blocks": list(plan.layout.blocks),
         "codec": str(plan.codec),
+        "block_index": bool(plan.n_indexed_blocks),
         "metadata": hashlib.sha256(metadata).hexdigest(),
         "source": token,
     }

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ from mlarray_xr.errors import ConversionError, LayoutError, SourceError
 from mlarray_xr.file_write import SUFFIX
 from mlarray_xr.planning.write_plan import recut
 from mlarray_xr.storage.address import is_url
-from mlarray_xr.storage.multipart import MultipartUpload, begin_upload, has_multipart
+from mlarray_xr.storage.multipart import begin_upload, has_multipart
 from mlarray_xr.storage.multipart_job import MOST_PARTS, MultipartJob
 from mlarray_xr.storage.remote_source import remote_address
 from mlarray_xr.storage.upload import StagedUpload, existing_object, open_store
-from mlarray_xr.storage.upload_notes import note_plan, noted_plan, remove_notes
+from mlarray_xr.storage.upload_notes import NotedUpload, note_upload, noted_upload, remove_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,55 +28,47 @@ if TYPE_CHECKING:
     from mlarray_xr.prepared import PreparedWrite
     from mlarray_xr.storage.remote_source import RemoteAddress
 
-__all__ = ["check_remote", "is_remote", "plan_pieces", "prepare_object"]
+__all__ = ["object_address", "plan_pieces", "prepare_object"]
 
 
-_WRITE_ID = re.compile("[0-9a-f]{32}")
+def object_address(
+    path: object, *, mode: str, storage_options: Mapping[str, Any] | None, store: Any
+) -> RemoteAddress | None:
+    """Return the address of a target in a store; None when the target is a local file.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _NotedUpload:
-    """An upload that an earlier write has left, as it was noted."""
-
-    upload: MultipartUpload
-    extents: Any
-    fingerprint: Mapping[str, Any]
-
-
-def is_remote(path: object, *, storage_options: Mapping[str, Any] | None, store: Any) -> bool:
-    """Tell whether a target is an object of a store.
-
-    Raises
-    ------
-    SourceError
-        When options were given for a file that is not remote.
-    """
-    if store is not None or is_url(path):
-        return True
-    if storage_options:
-        msg = (
-            f"{path}: storage_options={sorted(storage_options)} were given for a file that is not "
-            "remote. To fix: leave them out, or give a URL"
-        )
-        raise SourceError(msg)
-    return False
-
-
-def check_remote(path: object, *, mode: str) -> None:
-    """Refuse what has no meaning for objects, which are written once and whole.
+    Parameters
+    ----------
+    path
+        The target as it was named: a path, a URL, or a path in `store`.
+    mode
+        How it is written.
+    storage_options, store
+        How to get at the URL, as `mlarray_xr.MlaArray` takes them.
 
     Raises
     ------
     ConversionError
-        When the object is to be changed in place.
+        When an object is to be changed in place: they are written once and whole.
+    SourceError
+        When options were given for a file that is not remote.
     """
+    if store is None and not is_url(path):
+        if storage_options:
+            msg = (
+                f"{path}: storage_options={sorted(storage_options)} were given for a file that is "
+                "not remote. To fix: leave them out, or give a URL"
+            )
+            raise SourceError(msg)
+        return None
+    address = remote_address(str(path), storage_options=storage_options, store=store)
     if mode == "r+":
         msg = (
-            f"{remote_address(str(path)).name}: mode='r+' writes into a file, and objects of a "
-            "store are replaced as a whole. To fix: (1) mode='w'; (2) write the region into a "
-            "local file and upload that"
+            f"{address.name}: mode='r+' writes into a file, and objects of a store are replaced "
+            "as a whole. To fix: (1) mode='w'; (2) write the region into a local file and upload "
+            "that"
         )
         raise ConversionError(msg)
+    return address
 
 
 def prepare_object(
@@ -85,11 +76,10 @@ def prepare_object(
     path: str,
     *,
     prepare: Callable[[Any, str], PreparedWrite],
+    like: RemoteAddress,
     overwrite: bool,
     resume: bool,
     memory_limit: int | None,
-    storage_options: Mapping[str, Any] | None,
-    store: Any,
 ) -> PreparedWrite:
     """Plan the write of one object, and begin it.
 
@@ -105,14 +95,14 @@ def prepare_object(
         The URL, or a path in `store`.
     prepare
         Plans the write of a local file and claims it.
+    like
+        An address in the same store.
     overwrite
         Whether an object that is there is replaced.
     resume
         Whether to use what an earlier write has sent, and to note what this one does.
     memory_limit
         Bytes that the parts of one process may take.
-    storage_options, store
-        How to get at the URL, as `mlarray_xr.MlaArray` takes them.
 
     Raises
     ------
@@ -126,7 +116,7 @@ def prepare_object(
     SourceError
         When the store cannot be reached, or workers do not see the temporary folder.
     """
-    address = remote_address(path, storage_options=storage_options, store=store)
+    address = replace(like, url=path)
     if not address.url.endswith(SUFFIX):
         msg = f"{address.name}: the name must end in {SUFFIX!r}: other readers go by it"
         raise ConversionError(msg)
@@ -173,11 +163,11 @@ def _in_pieces(
         overwrite=overwrite,
         keeps=prepared.keeps,
     )
-    noted = _noted(address)
+    noted = noted_upload(address)
     if noted is not None and not prepared.keeps:
         noted.upload.abort()
         remove_notes(address)
-    if noted is None or not prepared.keeps:
+    if noted is None or not prepared.keeps or noted.upload.etags() is None:
         sending = fresh(upload=begin_upload(address), parts=parts)
         missing = tuple(range(len(parts)))
         if prepared.keeps:
@@ -193,37 +183,15 @@ def _in_pieces(
 
 def _note(job: MultipartJob, fingerprint: Mapping[str, Any]) -> None:
     """Note what is written, so that a later write can go on with it."""
-    noted = {
-        "fingerprint": fingerprint,
-        "parts": job.parts.extents,
-        "upload_id": job.upload.upload_id,
-        "write_id": job.upload.write_id,
-    }
+    noted = NotedUpload(upload=job.upload, extents=job.parts.extents, fingerprint=fingerprint)
     try:
-        note_plan(job.upload.address, noted)
+        note_upload(noted)
     except BaseException:
         job.upload.abort()
         raise
 
 
-def _noted(address: RemoteAddress) -> _NotedUpload | None:
-    """Return the upload that an earlier write has left; None when none is left."""
-    noted = noted_plan(address) or {}
-    upload_id, write_id = noted.get("upload_id"), noted.get("write_id")
-    if not isinstance(upload_id, str) or not _WRITE_ID.fullmatch(str(write_id)):
-        return None
-    upload = MultipartUpload(address=address, upload_id=upload_id, write_id=str(write_id))
-    if upload.etags() is None:
-        return None
-    found = noted.get("fingerprint")
-    return _NotedUpload(
-        upload=upload,
-        extents=noted.get("parts"),
-        fingerprint=found if isinstance(found, dict) else {},
-    )
-
-
-def _check_same(noted: _NotedUpload, fingerprint: Mapping[str, Any]) -> None:
+def _check_same(noted: NotedUpload, fingerprint: Mapping[str, Any]) -> None:
     """Refuse to mix the work of two plans."""
     then, now = noted.fingerprint, fingerprint
     names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
@@ -248,6 +216,7 @@ def plan_pieces(parts: Parts, *, most: int) -> Parts:
 
     Examples
     --------
+    >>> from mlarray_xr.planning.write_plan import Parts
     >>> parts = Parts(extents=((4, 4, 4, 4, 2), (6, 6)), in_flight=2, itemsize=1)
     >>> plan_pieces(parts, most=6).extents
     ((8, 8, 2), (6, 6))

@@ -1,25 +1,27 @@
-"""Remote files for tests: a server without delays of its own, and files as others write them."""
+"""Remote files for tests: settings of their own, and files as others write them."""
 
 from __future__ import annotations
 
-import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import blosc2
 import numpy as np
 
-from mlarray_xr.format.block_index import BLOCK_INDEX_NAME, BlockIndex, encode_block_index
+from mlarray_xr.format.block_index import (
+    BLOCK_INDEX_NAME,
+    BlockIndex,
+    block_check,
+    encode_block_index,
+)
 from mlarray_xr.storage import handles, read_settings, remote_file, retry, slab_cache
 from mlarray_xr.storage.block_cache import block_cache
 from mlarray_xr.storage.frame_file import read_index
 from mlarray_xr.storage.read_settings import configure
 from mlarray_xr.storage.source import source_of
 from tests.frame_kit import make_frame
-from tests.range_server import RangeServer
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterator
 
     import pytest
@@ -29,7 +31,6 @@ __all__ = [
     "BLOCKS",
     "CHUNKS",
     "VOLUME",
-    "QuickServer",
     "fast_retries",
     "settings",
     "volume_frame",
@@ -39,14 +40,6 @@ __all__ = [
 VOLUME = np.random.default_rng(3).integers(0, 60, (80, 72, 64), np.int16)
 CHUNKS, BLOCKS = (40, 36, 32), (10, 12, 16)
 """8 chunks of 24 blocks of 3840 bytes."""
-
-
-class QuickServer(RangeServer):
-    """Sends head and body of an answer at once; otherwise the second waits for 40 ms."""
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super()._connected(reader, writer)
 
 
 @contextmanager
@@ -98,7 +91,16 @@ def with_block_index(frame: bytes) -> bytes:
         if stored[2] & 2 or stored[31] >> 4:  # voxels, or a value, where others have the table
             heads[number, 32:] = 0
     starts = np.ascontiguousarray(heads[:, 32:]).view("<i4").reshape(-1, n_blocks)
-    index = BlockIndex(heads=heads[:, :32].copy(), starts=starts)
+    checks = np.zeros(starts.shape, np.uint16)
+    for number in np.flatnonzero(starts.any(axis=1)).tolist():
+        first = header.header_len + int(offsets[number])
+        stored = plain[first : first + int(heads[number, 12:16].view("<i4")[0])]
+        edges = np.sort([*starts[number], len(stored)])
+        stops = edges[np.searchsorted(edges, starts[number], side="right")]
+        checks[number] = [
+            block_check(stored[a:b]) for a, b in zip(starts[number], stops, strict=True)
+        ]
+    index = BlockIndex(heads=heads[:, :32].copy(), starts=starts, checks=checks)
     array.schunk.vlmeta[BLOCK_INDEX_NAME] = encode_block_index(index, offsets)
     indexed: bytes = array.to_cframe()
     np.testing.assert_array_equal(read_index(source_of(indexed))[1], offsets)

@@ -42,8 +42,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     folder(
         "planning",
-        "byte_amount byte_ranges grid selection point_groups interpolation point_plan shaped assignment "
-        "region codec codec_cost cache_probes caches sizes access touching read_cost explanation "
+        "byte_amount byte_ranges grid selection point_groups interpolation point_plan shaped "
+        "assignment region codec codec_cost cache_probes caches sizes access touching read_cost explanation "
         "nodes layout reference_rules blosc2_choice "
         "layout_score layout_search layout_plan layout_request codec_choice write_plan",
     ),
@@ -54,10 +54,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "read_settings counters request_pool interleaved remote_file "
         "random_access libblosc2 portable chunks tiles read_pool frame_sections frame_file "
         "frame_entries block_request block_cache mapped_blocks mapped chunk_load ranged "
-        "handles address point_gather "
-        "slab_cache gather planning_record encode ordered_tasks trial publication json_record staging "
-        "segments frame_template frame_ends joining assembly frame_lock editable frame_edit edit job "
-        "canvas inspection upload upload_notes portions multipart multipart_job",
+        "handles address point_gather slab_cache gather planning_record encode ordered_tasks trial "
+        "publication json_record staging segments frame_template frame_ends joining assembly "
+        "frame_lock editable frame_edit edit job canvas inspection upload upload_notes portions multipart multipart_job",
     ),
     ("axes", "geometry"),
     ("file_array", "points"),

@@ -49,6 +49,7 @@ def small_index() -> BlockIndex:
     return BlockIndex(
         heads=random.integers(0, 256, (3, 32), np.uint8),
         starts=random.integers(0, 1000, (3, 4), np.int32),
+        checks=random.integers(0, 1 << 16, (3, 4), np.uint16),
     )
 
 
@@ -70,6 +71,7 @@ def test_what_is_written_comes_back(n_chunks: int, n_blocks: int, data: st.DataO
     wanted = BlockIndex(
         heads=data.draw(npst.arrays(np.uint8, (n_chunks, 32))),
         starts=data.draw(npst.arrays(np.int32, (n_chunks, n_blocks))),
+        checks=data.draw(npst.arrays(np.uint16, (n_chunks, n_blocks))),
     )
     offsets = data.draw(npst.arrays(np.int64, n_chunks))
     encoded = encode_block_index(wanted, offsets)
@@ -78,7 +80,9 @@ def test_what_is_written_comes_back(n_chunks: int, n_blocks: int, data: st.DataO
     assert found is not None
     np.testing.assert_array_equal(found.heads, wanted.heads)
     np.testing.assert_array_equal(found.starts, wanted.starts)
-    assert (found.heads.dtype.str, found.starts.dtype.str) == ("|u1", "<i4")
+    np.testing.assert_array_equal(found.checks, wanted.checks)
+    dtypes = (found.heads.dtype.str, found.starts.dtype.str, found.checks.dtype.str)
+    assert dtypes == ("|u1", "<i4", "<u2")
 
 
 def stored_index(frame: bytes) -> tuple[FrameHeader, NDArray[np.int64], BlockIndex, Any]:
@@ -91,7 +95,10 @@ def stored_index(frame: bytes) -> tuple[FrameHeader, NDArray[np.int64], BlockInd
         if offset >= 0:
             firsts[chunk] = np.frombuffer(sections.payload, np.uint8, size, offset)
     starts = np.ascontiguousarray(firsts[:, 32:]).view("<i4")
-    return header, offsets, BlockIndex(heads=firsts[:, :32], starts=starts), firsts
+    # As hard to compress as checksums are.
+    checks = np.random.default_rng(1).integers(0, 1 << 16, starts.shape, np.uint16)
+    index = BlockIndex(heads=firsts[:, :32], starts=starts, checks=checks)
+    return header, offsets, index, firsts
 
 
 def test_an_entry_is_what_the_chunk_itself_tells() -> None:
@@ -108,7 +115,7 @@ def test_an_entry_is_what_the_chunk_itself_tells() -> None:
     assert (offsets < 0).any()
 
 
-def test_it_takes_about_two_bytes_a_block() -> None:
+def test_it_takes_about_four_bytes_a_block() -> None:
     """Noise on a ramp, in chunks of 45 blocks as images have them."""
     shape, chunks, blocks = (132, 144, 240), (66, 72, 120), (22, 24, 24)
     z, y, x = np.indices(shape)
@@ -116,7 +123,7 @@ def test_it_takes_about_two_bytes_a_block() -> None:
     values = (1000 * np.sin(z / 40) * np.cos(y / 30) + 3 * x + noise).astype("<i2")
     header, offsets, index, _ = stored_index(make_frame(values, chunks=chunks, blocks=blocks))
     encoded = encode_block_index(index, offsets)
-    assert len(encoded) / index.starts.size < 3.2  # 8 chunks only: headers weigh more than in files
+    assert len(encoded) / index.starts.size < 5.2  # 8 chunks only: headers weigh more than in files
     assert len(encoded) < 0.001 * header.frame_len
     assert index.starts.shape == (8, 45)
 
@@ -142,7 +149,11 @@ def test_a_later_version_is_passed_over_whatever_follows() -> None:
 
 def test_an_index_of_an_array_without_elements() -> None:
     header = header_of((0, 5), (0, 5), (0, 5))
-    nothing = BlockIndex(heads=np.zeros((0, 32), np.uint8), starts=np.zeros((0, 0), np.int32))
+    nothing = BlockIndex(
+        heads=np.zeros((0, 32), np.uint8),
+        starts=np.zeros((0, 0), np.int32),
+        checks=np.zeros((0, 0), np.uint16),
+    )
     offsets = np.zeros(0, np.int64)
     found = decode(encode_block_index(nothing, offsets), header, offsets)
     assert found is not None
@@ -207,7 +218,7 @@ def grown_bytes(data: bytes, header: FrameHeader, offsets: NDArray[np.int64]) ->
 def test_a_bomb_is_not_inflated() -> None:
     """100 MB of zeros in 100 kB; the headers of three chunks have 96 bytes."""
     bomb = column(1, zlib.compress(bytes(100_000_000), 9))
-    data = forged(HEADER, OFFSETS, bomb, bomb)
+    data = forged(HEADER, OFFSETS, bomb, bomb, bomb)
     with pytest.raises(FormatError, match="a column of 0 bytes, 96 are right"):
         decode(data)
     assert grown_bytes(data, HEADER, OFFSETS) < 10 * len(data) < 5_000_000
@@ -242,17 +253,18 @@ def test_a_bomb_whose_size_the_header_claims_is_not_inflated() -> None:
     ],
 )
 def test_a_column_of_another_length_is_refused(stored: bytes) -> None:
-    good = column(0, small_index().starts.astype("<i4").tobytes())
-    assert decode(forged(HEADER, OFFSETS, column(0, bytes(96)), good)) is not None
+    starts = column(0, small_index().starts.astype("<i4").tobytes())
+    checks = column(0, bytes(24))
+    assert decode(forged(HEADER, OFFSETS, column(0, bytes(96)), starts, checks)) is not None
     with pytest.raises(FormatError, match="block index"):
-        decode(forged(HEADER, OFFSETS, stored, good))
+        decode(forged(HEADER, OFFSETS, stored, starts, checks))
 
 
 def test_the_most_bytes_of_an_index() -> None:
-    assert most_block_index_bytes(HEADER) == 3 * (32 + 4 * 4) + 64
-    assert len(GOOD) <= 3 * (32 + 4 * 4) + 64
+    assert most_block_index_bytes(HEADER) == 3 * (32 + 6 * 4) + 64
+    assert len(GOOD) <= 3 * (32 + 6 * 4) + 64
     assert most_block_index_bytes(header_of((0,), (1,), (1,))) == 64
-    large = replace(HEADER, shape=(16 * (64 << 20) // (32 + 16) - 16 * 4,))
+    large = replace(HEADER, shape=(16 * (64 << 20) // (32 + 24) - 16 * 4,))
     assert (most_block_index_bytes(large) or 0) > 63 << 20
     assert most_block_index_bytes(replace(HEADER, shape=(large.shape[0] + 160,))) is None
 

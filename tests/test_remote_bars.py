@@ -10,8 +10,8 @@ import pytest
 from benchmarks.data import make_values
 from benchmarks.remote_files import stored_block_bytes
 from mlarray_xr import MlaArray, to_mla
-from tests.range_server import Faults
-from tests.remote_kit import QuickServer, settings
+from tests.range_server import Faults, RangeServer
+from tests.remote_kit import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,12 +46,12 @@ def path(values: NDArray[np.int16], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def server(path: Path) -> Iterator[QuickServer]:
-    with settings(), QuickServer({"a.mla": path.read_bytes()}) as server:
+def server(path: Path) -> Iterator[RangeServer]:
+    with settings(), RangeServer({"a.mla": path.read_bytes()}) as server:
         yield server
 
 
-def counted(server: QuickServer, act: Callable[[], object]) -> Counts:
+def counted(server: RangeServer, act: Callable[[], object]) -> Counts:
     server.reset_counts()
     act()
     return server.counts()
@@ -61,7 +61,7 @@ def cut(values: NDArray[np.int16], box: Box) -> NDArray[np.int16]:
     return values[tuple(slice(start, stop) for start, stop in box)]
 
 
-def test_opening_takes_two_requests_and_at_most_80_kilobytes(server: QuickServer) -> None:
+def test_opening_takes_two_requests_and_at_most_80_kilobytes(server: RangeServer) -> None:
     done = counted(server, lambda: MlaArray(server.url("a.mla")))
     assert done.requests == 2
     assert done.bytes_sent <= 80_000
@@ -70,7 +70,7 @@ def test_opening_takes_two_requests_and_at_most_80_kilobytes(server: QuickServer
 
 @pytest.mark.parametrize("box", [*PATCHES, LARGE])
 def test_a_patch_takes_hardly_more_than_the_bytes_of_its_blocks(
-    server: QuickServer, values: NDArray[np.int16], path: Path, box: Box
+    server: RangeServer, values: NDArray[np.int16], path: Path, box: Box
 ) -> None:
     array = MlaArray(server.url("a.mla"))
     needed = stored_block_bytes(path, box)
@@ -80,14 +80,14 @@ def test_a_patch_takes_hardly_more_than_the_bytes_of_its_blocks(
     assert needed <= done.bytes_sent <= 1.15 * needed
 
 
-def test_no_request_waits_for_the_answer_of_another(server: QuickServer) -> None:
+def test_no_request_waits_for_the_answer_of_another(server: RangeServer) -> None:
     array = MlaArray(server.url("a.mla"))
     server.faults = Faults(latency_s=0.25)
     done = counted(server, lambda: array.read(PATCHES[0]))
     assert done.peak_in_flight == done.requests > 1
 
 
-def test_what_was_read_once_takes_no_request(server: QuickServer) -> None:
+def test_what_was_read_once_takes_no_request(server: RangeServer) -> None:
     array = MlaArray(server.url("a.mla"))
     points = np.random.default_rng(1).integers(0, min(SHAPE), (3, 100))
     array.read(PATCHES[0])
@@ -102,18 +102,19 @@ def test_what_was_read_once_takes_no_request(server: QuickServer) -> None:
 
 
 def test_points_take_hardly_more_than_the_bytes_of_their_blocks(
-    server: QuickServer, values: NDArray[np.int16], path: Path
+    server: RangeServer, values: NDArray[np.int16], path: Path
 ) -> None:
     array = MlaArray(server.url("a.mla"))
     rng = np.random.default_rng(2)
     points = np.stack([rng.integers(0, n, 100) for n in SHAPE])
     places = {
-        tuple((p % c // b * b + p // c * c).item() for p, c, b in zip(row, CHUNKS, BLOCKS))
+        tuple(
+            (p % c // b * b + p // c * c).item()
+            for p, c, b in zip(row, CHUNKS, BLOCKS, strict=True)
+        )
         for row in points.T
     }
-    needed = sum(
-        stored_block_bytes(path, tuple((p, p + 1) for p in place)) for place in places
-    )
+    needed = sum(stored_block_bytes(path, tuple((p, p + 1) for p in place)) for place in places)
     found = []
     done = counted(server, lambda: found.append(array[tuple(points)]))
     np.testing.assert_array_equal(found[0], values[tuple(points)])

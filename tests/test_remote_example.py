@@ -11,7 +11,8 @@ import xarray as xr
 
 import mlarray_xr
 from tests.package_source import ROOT
-from tests.remote_kit import QuickServer, settings
+from tests.range_server import RangeServer
+from tests.remote_kit import settings
 from tests.s3_server import s3_server
 from tests.test_docs import check_output, fences, run_python
 
@@ -36,7 +37,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     data = path.read_bytes()
     memory = fsspec.filesystem("memory")
     memory.pipe("/cell/brain.mla", data)
-    with QuickServer({"brain.mla": data}) as server, s3_server({"brain.mla": data}) as s3:
+    with RangeServer({"brain.mla": data}) as server, s3_server({"brain.mla": data}) as s3:
         yield {
             "path": (str(path), {}),
             "file URL": (path.as_uri(), {}),

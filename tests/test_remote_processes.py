@@ -21,8 +21,8 @@ from mlarray_xr.array import MlaArray
 from mlarray_xr.errors import SourceChanged, SourceDenied, SourceTimeout
 from mlarray_xr.storage.remote_source import RemoteSource
 from mlarray_xr.storage.transport_obstore import is_unusable_after_fork
-from tests.range_server import Faults
-from tests.remote_kit import VOLUME, QuickServer, settings, volume_frame, with_block_index
+from tests.range_server import Faults, RangeServer
+from tests.remote_kit import VOLUME, settings, volume_frame, with_block_index
 from tests.s3_server import S3Server, s3_server
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWa
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[QuickServer]:
+def running() -> Iterator[RangeServer]:
     frame = volume_frame()
-    with QuickServer({PLAIN: frame, INDEXED: with_block_index(frame)}) as server:
+    with RangeServer({PLAIN: frame, INDEXED: with_block_index(frame)}) as server:
         yield server
 
 
 @pytest.fixture
-def server(running: QuickServer) -> Iterator[QuickServer]:
+def server(running: RangeServer) -> Iterator[RangeServer]:
     with settings():
         running.faults, running.etags = Faults(), "strong"
         running.reset_counts()
@@ -89,7 +89,7 @@ def in_fork(action: Callable[[], bool]) -> str:
 
 
 @pytest.mark.parametrize("name", [PLAIN, INDEXED])
-def test_pickles_are_small_and_lazy(server: QuickServer, name: str) -> None:
+def test_pickles_are_small_and_lazy(server: RangeServer, name: str) -> None:
     array = MlaArray(server.url(name), threads=2, storage_options=SECRETS)
     assert reads_right(array)
     data = pickle.dumps(array)
@@ -109,7 +109,7 @@ def test_pickles_are_small_and_lazy(server: QuickServer, name: str) -> None:
         assert other.metadata.to_dict() == array.metadata.to_dict()
 
 
-def test_nothing_shows_secrets(server: QuickServer) -> None:
+def test_nothing_shows_secrets(server: RangeServer) -> None:
     url = server.url(PLAIN).replace("http://", "http://me:pa55word@") + "?sig=5ecret"
     array = MlaArray(url, storage_options=SECRETS)
     source = array._source
@@ -124,7 +124,7 @@ def test_nothing_shows_secrets(server: QuickServer) -> None:
     assert not [word for word in ("t0ken", "5ecret", "pa55word") if word in text]
 
 
-def test_unpickled_arrays_notice_a_replaced_object(server: QuickServer) -> None:
+def test_unpickled_arrays_notice_a_replaced_object(server: RangeServer) -> None:
     server.put("replaced.b2nd", volume_frame())
     data = pickle.dumps(MlaArray(server.url("replaced.b2nd")))
     server.put("replaced.b2nd", volume_frame(VOLUME[::-1]))
@@ -132,7 +132,7 @@ def test_unpickled_arrays_notice_a_replaced_object(server: QuickServer) -> None:
         pickle.loads(data)[0, 0, 0]
 
 
-def test_errors_survive_pickling(server: QuickServer) -> None:
+def test_errors_survive_pickling(server: RangeServer) -> None:
     server.faults = Faults(deny=403)
     with pytest.raises(SourceDenied) as denied:
         MlaArray(server.url(PLAIN))
@@ -154,20 +154,20 @@ def spawned() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def test_spawned_processes_read(server: QuickServer, spawned: ProcessPoolExecutor) -> None:
+def test_spawned_processes_read(server: RangeServer, spawned: ProcessPoolExecutor) -> None:
     arrays = [MlaArray(server.url(name)) for name in (PLAIN, INDEXED)]
     assert all(map(reads_right, arrays))
     assert list(spawned.map(reads_right, arrays, timeout=SECONDS)) == [True, True]
 
 
-def test_processes_of_a_fork_server_read(server: QuickServer) -> None:
+def test_processes_of_a_fork_server_read(server: RangeServer) -> None:
     array = MlaArray(server.url(PLAIN))
     assert reads_right(array)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
         assert pool.submit(reads_right, array).result(SECONDS)
 
 
-def test_a_pool_of_forked_workers_reads(server: QuickServer) -> None:
+def test_a_pool_of_forked_workers_reads(server: RangeServer) -> None:
     array = MlaArray(server.url(PLAIN))
     assert reads_right(array)
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -177,7 +177,7 @@ def test_a_pool_of_forked_workers_reads(server: QuickServer) -> None:
 @pytest.mark.parametrize("etags", ["strong", "weak", "none"])
 @pytest.mark.parametrize("name", [PLAIN, INDEXED])
 def test_forked_children_read_after_their_parent_has(
-    server: QuickServer, name: str, etags: Any
+    server: RangeServer, name: str, etags: Any
 ) -> None:
     server.etags = etags
     array = MlaArray(server.url(name))
@@ -190,7 +190,7 @@ def test_forked_children_read_after_their_parent_has(
     assert reads_right(array)
 
 
-def test_forked_children_open_for_themselves(server: QuickServer) -> None:
+def test_forked_children_open_for_themselves(server: RangeServer) -> None:
     assert reads_right(MlaArray(server.url(PLAIN)))
 
     def child() -> bool:
@@ -201,13 +201,13 @@ def test_forked_children_open_for_themselves(server: QuickServer) -> None:
     assert in_fork(child) == "right"
 
 
-def test_children_of_children_read(server: QuickServer) -> None:
+def test_children_of_children_read(server: RangeServer) -> None:
     array = MlaArray(server.url(PLAIN))
     assert reads_right(array)
     assert in_fork(lambda: reads_right(array) and in_fork(lambda: reads_right(array)) == "right")
 
 
-def test_forked_children_read_with_their_credentials(server: QuickServer) -> None:
+def test_forked_children_read_with_their_credentials(server: RangeServer) -> None:
     array = MlaArray(server.url(PLAIN), storage_options=SECRETS)
     assert reads_right(array)
     server.reset_counts()
@@ -223,7 +223,7 @@ def test_forked_children_read_from_s3(s3: S3Server) -> None:
         assert in_fork(partial(reads_right, array)) == "right"
 
 
-def test_forked_children_notice_a_replaced_object(server: QuickServer) -> None:
+def test_forked_children_notice_a_replaced_object(server: RangeServer) -> None:
     server.put("replaced.b2nd", volume_frame())
     array = MlaArray(server.url("replaced.b2nd"))
     assert reads_right(array)
@@ -239,7 +239,7 @@ def test_forked_children_notice_a_replaced_object(server: QuickServer) -> None:
     assert in_fork(child) == "right"
 
 
-def test_forks_while_threads_read(server: QuickServer) -> None:
+def test_forks_while_threads_read(server: RangeServer) -> None:
     array, stop = MlaArray(server.url(PLAIN)), threading.Event()
     wrong: list[object] = []
 
@@ -267,7 +267,7 @@ def test_forks_while_threads_read(server: QuickServer) -> None:
 
 
 @pytest.mark.parametrize("name", [PLAIN, INDEXED])
-def test_threads_of_dask_read_every_chunk_once(server: QuickServer, name: str) -> None:
+def test_threads_of_dask_read_every_chunk_once(server: RangeServer, name: str) -> None:
     image = open_mla(server.url(name), chunks={})
     server.reset_counts()
     with measure() as measured:
@@ -287,7 +287,7 @@ def read_measured(array: MlaArray, start: int) -> tuple[int, ReadStats]:
 
 
 def test_measurements_of_processes_add_up(
-    server: QuickServer, spawned: ProcessPoolExecutor
+    server: RangeServer, spawned: ProcessPoolExecutor
 ) -> None:
     array = MlaArray(server.url(INDEXED))
     server.reset_counts()
@@ -301,7 +301,7 @@ def test_measurements_of_processes_add_up(
 
 
 def test_workers_of_a_cluster_read_and_their_counts_merge(
-    server: QuickServer, cluster: Client
+    server: RangeServer, cluster: Client
 ) -> None:
     image = open_mla(server.url(PLAIN), chunks={})
     assert isinstance(image.data, da.Array)
@@ -316,7 +316,7 @@ def test_workers_of_a_cluster_read_and_their_counts_merge(
     assert after.bytes_useful - before.bytes_useful == VOLUME.nbytes
 
 
-def test_errors_of_workers_arrive_as_they_are(server: QuickServer, cluster: Client) -> None:
+def test_errors_of_workers_arrive_as_they_are(server: RangeServer, cluster: Client) -> None:
     server.put("soon.b2nd", volume_frame())
     image = open_mla(server.url("soon.b2nd"), chunks={})
     server.put("soon.b2nd", volume_frame(VOLUME[::-1]))
@@ -324,7 +324,7 @@ def test_errors_of_workers_arrive_as_they_are(server: QuickServer, cluster: Clie
         image.compute()
 
 
-def test_many_threads_with_arrays_of_their_own(server: QuickServer) -> None:
+def test_many_threads_with_arrays_of_their_own(server: RangeServer) -> None:
     data = pickle.dumps(MlaArray(server.url(PLAIN)))
     with settings(), ThreadPoolExecutor(8) as pool:
         server.reset_counts()

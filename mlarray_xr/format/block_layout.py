@@ -61,6 +61,10 @@ class BlockLayout:
         """Bytes that the table and the header take in memory."""
         return len(self.head) + self.starts.nbytes
 
+    def is_like(self, other: BlockLayout) -> bool:
+        """Tell whether the blocks of another chunk stand at the same places, and decode alike."""
+        return self.head == other.head and np.array_equal(self.starts, other.starts)
+
     def spans(self, blocks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first byte of blocks, and the byte behind each."""
         starts = self.starts[blocks].astype(np.int64)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from mlarray_xr.errors import FormatError
-from mlarray_xr.format.block_index import BlockIndex, encode_block_index, fits_block_index
-from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, RAW_FLAG
-from mlarray_xr.format.integrity import (
-    ChunkStatistics,
-    Integrity,
-    encode_integrity,
-)
-from mlarray_xr.storage.encode import encode_index
+from mlarray_xr.storage.frame_ends import frame_ends
 from mlarray_xr.storage.frame_file import open_frame
 from mlarray_xr.storage.frame_template import frame_template
 from mlarray_xr.storage.mapped import MappedReader
@@ -37,9 +27,6 @@ if TYPE_CHECKING:
     from mlarray_xr.storage.segments import Segment
 
 __all__ = ["FrameWriter"]
-
-_FRAME_LEN_AT = 16
-_PAYLOAD_LEN_AT = 39
 
 
 class FrameWriter:
@@ -147,47 +134,19 @@ class FrameWriter:
             missing = np.flatnonzero(~self._is_written)
             msg = f"{len(missing)} chunks were never written, the first is {missing[0]}"
             raise ValueError(msg)
-        table, plan = self._table, self._plan
-        special = table["special"].astype(np.int64)
-        offsets = np.where(special, (special - 128) << 56, table["offset"])
-        index = encode_index(offsets) if len(offsets) else b""
-        integrity = encode_integrity(_integrity(plan, table, payload_len=self._payload_len))
-        blocks = self._block_index(offsets) if plan.has_block_index else b""
-        _, trailer = frame_template(plan, self._metadata, integrity, blocks)
-        total = len(self._header) + self._payload_len + len(index) + len(trailer)
-        header = bytearray(self._header)
-        struct.pack_into(">Q", header, _FRAME_LEN_AT, total)
-        struct.pack_into(">q", header, _PAYLOAD_LEN_AT, self._payload_len)
-        self._file.write(index + trailer)
+        header, ending = frame_ends(
+            self._plan,
+            self._metadata,
+            self._table,
+            payload_len=self._payload_len,
+        )
+        self._file.write(ending)
         self._file.truncate()
         self._file.seek(0)
         self._file.write(header)
         self._file.flush()
         self._read_back()
-        return total
-
-    def _block_index(self, offsets: NDArray[np.int64]) -> bytes:
-        """Return the encoded index of where blocks stand, read from the chunks as they lie here.
-
-        Nothing where it would be larger than readers accept.
-        """
-        plan = self._plan
-        n_blocks = math.prod(plan.layout.block_grid)
-        head = CHUNK_HEADER_BYTES + 4 * n_blocks
-        if not fits_block_index(plan.n_chunks, n_blocks):
-            return b""
-        heads = np.zeros((plan.n_chunks, head), np.uint8)
-        for number in np.flatnonzero(offsets >= 0).tolist():
-            self._file.seek(len(self._header) + int(offsets[number]))
-            stored = self._file.read(min(head, int(self._table["length"][number])))
-            heads[number, : len(stored)] = np.frombuffer(stored, np.uint8)
-        self._file.seek(self._position)
-        starts = np.ascontiguousarray(heads[:, CHUNK_HEADER_BYTES:]).view("<i4")
-        # Raw chunks have voxels where others have their table.
-        is_raw = (heads[:, 2] & RAW_FLAG) != 0
-        starts[is_raw] = 0
-        index = BlockIndex(heads=heads[:, :CHUNK_HEADER_BYTES].copy(), starts=starts)
-        return encode_block_index(index, offsets)
+        return self._position + len(ending)
 
     @property
     def _position(self) -> int:
@@ -242,24 +201,3 @@ class FrameWriter:
             )
             out = np.empty(tuple(b - a for a, b in box), plan.dtype)
             reader.read(box, out, threads=1)
-
-
-def _integrity(plan: FramePlan, table: NDArray[Any], *, payload_len: int) -> Integrity:
-    """Return what is recorded of all chunks."""
-    columns = {name: np.ascontiguousarray(table[name]) for name in plan.entry_dtype.names or ()}
-    return Integrity(
-        shape=plan.shape,
-        chunks=plan.layout.chunks,
-        blocks=plan.layout.blocks,
-        dtype_str=plan.dtype.str,
-        payload_len=payload_len,
-        crc32=columns["crc32"],
-        length=columns["length"],
-        special=columns["special"],
-        statistics=ChunkStatistics(
-            least=columns["least"], greatest=columns["greatest"], nonzero=columns["nonzero"]
-        )
-        if plan.has_range
-        else None,
-        writer=f"mlarray_xr {version('mlarray-xr')}",
-    )

@@ -82,6 +82,15 @@ class BlockCache:
         """Number of keys that somebody is fetching."""
         return len(self._flights)
 
+    def find(self, key: Key) -> Any:
+        """Return a value that is kept, or None."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None:
+                return None
+            self._kept.move_to_end(key)
+            return kept[0]
+
     def claim(self, keys: Iterable[Key]) -> Claim:
         """Return what is there of some keys, and who brings the rest."""
         claim = Claim(found={}, owned=[], joined={})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from mlarray_xr.errors import ChunkError, SourceChanged
+from mlarray_xr.format.block_index import block_check
 from mlarray_xr.format.block_layout import head_bytes, most_chunk_bytes, parse_block_layout
 from mlarray_xr.format.integrity import chunk_place
 from mlarray_xr.planning.byte_ranges import plan_ranges
 from mlarray_xr.storage.block_cache import FlightAbandoned, block_cache
 from mlarray_xr.storage.counters import ReadStats, tallies_of
+from mlarray_xr.storage.frame_file import special_codes
 from mlarray_xr.storage.read_settings import read_settings
 
 if TYPE_CHECKING:
@@ -36,9 +39,6 @@ _WHOLE, _LAYOUT = -1, -2
 # Latency times bandwidth of one connection: a chunk that is smaller arrives before a second
 # request, which needs the answer of the first, would.
 _CHUNK_BYTES = 1 << 20
-# What the streams of a block take besides its decoded bytes: a length of 4 bytes for each, of
-# which there are at most 255. A damaged table may claim all of the chunk for every block.
-_STREAM_BYTES = 1 << 10
 
 _Fetch: TypeAlias = "Callable[[list[Key]], Steps[dict[Key, Any]]]"
 
@@ -94,26 +94,29 @@ class ChunkLoader:
         SourceError
             When its bytes cannot be had.
         """
-        offset = int(self.offsets[wanted.chunk])
-        if offset < 0:
+        if self.offsets[wanted.chunk] < 0:
+            self._compare(wanted.chunk, b"")
             return Loaded(index=index, wanted=wanted, layout=None, payloads=())
-        layout, known = self._recorded_layout(wanted.chunk), {}
-        if layout is None:
-            known = yield from self._shared(
-                [(self.identity, wanted.chunk, _LAYOUT)], lambda _: self._fetch_layout(wanted)
-            )
-            layout = known[self.identity, wanted.chunk, _LAYOUT]
+        place = (self.identity, wanted.chunk, _LAYOUT)
+        known: dict[Key, Any] = {}
+        fetch, layout = self._fetch_blocks, block_cache().find(place)
+        if layout is None and (layout := self._recorded_layout(wanted.chunk)) is not None:
+            fetch = self._fetch_recorded
+        elif layout is None:
+            known = yield from self._shared([place], lambda _: self._fetch_layout(wanted))
+            layout = known[place]
         numbers = wanted.blocks.tolist() if layout.is_divisible else [_WHOLE]
         keys = [(self.identity, wanted.chunk, number) for number in numbers]
         missing = [key for key in keys if key not in known]
         if len(missing) < len(keys):
             self._count(ReadStats(misses=len(keys) - len(missing)))
         if missing:
-            known |= yield from self._shared(
-                missing, lambda keys: self._fetch_blocks(layout, keys), is_counted=True
-            )
+            known |= yield from self._shared(missing, partial(fetch, layout), is_counted=True)
         return Loaded(
-            index=index, wanted=wanted, layout=layout, payloads=[known[key] for key in keys]
+            index=index,
+            wanted=wanted,
+            layout=known.get(place, layout),
+            payloads=[known[key] for key in keys],
         )
 
     def _shared(
@@ -171,23 +174,50 @@ class ChunkLoader:
         chunk = keys[0][1]
         is_whole = read_settings().block_reads == "chunks" or self.integrity is not None
         if is_whole or not layout.is_divisible:
-            (data,) = yield from self._request(chunk, [(0, layout.cbytes)])
-            # The decoder trusts the header. Servers without validators may send another version.
-            if self._parse(chunk, data).head != layout.head:
-                msg = (
-                    f"{self.file.source.name}: chunk {chunk} does not begin as it did when it was "
-                    "looked at first. It was replaced meanwhile. To fix: open it again"
-                )
-                raise SourceChanged(msg)
-            return self._divided(chunk, layout, data)
-        starts, stops = _spans(layout, np.array([block for _, _, block in keys]))
+            return (yield from self._fetch_whole(layout, chunk))
+        starts, stops = layout.spans(np.array([block for _, _, block in keys]))
         ranges = plan_ranges(starts, stops)
         pieces = yield from self._request(chunk, [(start, stop) for start, stop, _ in ranges])
-        fetched = {}
+        fetched: dict[Key, Any] = {}
         for (begin, _, spans), data in zip(ranges, pieces, strict=True):
             for number in spans.tolist():
                 fetched[keys[number]] = data[starts[number] - begin : stops[number] - begin]
         return fetched
+
+    def _fetch_recorded(self, layout: BlockLayout, keys: list[Key]) -> Steps[dict[Key, Any]]:
+        """Fetch blocks from where the block index says, and compare them with its checksums.
+
+        Where they differ, another program has written the chunk again where it stood, or it is
+        damaged: its own table tells.
+        """
+        assert self.block_index is not None
+        chunk = keys[0][1]
+        checks = self.block_index.checks[chunk]
+        fetched = yield from self._fetch_blocks(layout, keys)
+        if all(block_check(fetched[key]) == checks[key[2]] for key in keys):
+            return fetched
+        (head,) = yield from self._request(chunk, [(0, head_bytes(self.header))])
+        found = self._parse(chunk, head)
+        if not found.is_divisible:
+            msg = (
+                f"{self.file.source.name}: chunk {chunk} was written again by another program, as "
+                "one that cannot be divided. To fix: mlarray_xr.configure(block_reads='chunks')"
+            )
+            raise ChunkError(msg)
+        fetched = yield from self._fetch_blocks(found, keys)
+        return fetched | {(self.identity, chunk, _LAYOUT): found}
+
+    def _fetch_whole(self, layout: BlockLayout, chunk: int) -> Steps[dict[Key, Any]]:
+        """Fetch all of a chunk of which the beginning is known."""
+        (data,) = yield from self._request(chunk, [(0, layout.cbytes)])
+        # The decoder trusts the header. Servers without validators may send another version.
+        if self._parse(chunk, data).head != layout.head:
+            msg = (
+                f"{self.file.source.name}: chunk {chunk} does not begin as it did when it was "
+                "looked at first. It was replaced meanwhile. To fix: open it again"
+            )
+            raise SourceChanged(msg)
+        return self._divided(chunk, layout, data)
 
     def _request(self, chunk: int, ranges: list[tuple[int, int]]) -> Steps[list[bytes]]:
         """Fetch ranges of a chunk at the same time."""
@@ -203,25 +233,31 @@ class ChunkLoader:
     def _divided(self, chunk: int, layout: BlockLayout, data: bytes) -> dict[Key, Any]:
         """Return the blocks of a chunk that was fetched whole, after comparing it."""
         stored = data[: layout.cbytes]
-        if self.integrity is not None:
-            fault = self.integrity.fault(chunk, stored, special=0)
-            if fault is not None:
-                position, box = chunk_place(chunk, self.header)
-                msg = (
-                    f"{self.file.source.name}: chunk {chunk} (grid position {position}, box {box}) "
-                    f"is damaged, or was changed by another program: {fault}. Other chunks can "
-                    "still be read"
-                )
-                raise ChunkError(msg)
+        self._compare(chunk, stored)
         if not layout.is_divisible:
             return {(self.identity, chunk, _WHOLE): stored}
-        starts, stops = _spans(layout, np.arange(len(layout.starts)))
+        starts, stops = layout.spans(np.arange(len(layout.starts)))
         return {
             (self.identity, chunk, number): stored[start:stop]
             for number, (start, stop) in enumerate(
                 zip(starts.tolist(), stops.tolist(), strict=True)
             )
         }
+
+    def _compare(self, chunk: int, stored: bytes) -> None:
+        """Compare a chunk with its checksum, if that is to be; without payload, its code alone."""
+        if self.integrity is None:
+            return
+        code = int(special_codes(self.offsets[chunk : chunk + 1])[0])
+        fault = self.integrity.fault(chunk, stored, special=code)
+        if fault is not None:
+            position, box = chunk_place(chunk, self.header)
+            msg = (
+                f"{self.file.source.name}: chunk {chunk} (grid position {position}, box {box}) is "
+                f"damaged, or was changed by another program: {fault}. Other chunks can still be "
+                "read"
+            )
+            raise ChunkError(msg)
 
     def _recorded_layout(self, chunk: int) -> BlockLayout | None:
         """Return where the blocks of a chunk stand as the block index has it.
@@ -267,11 +303,3 @@ class ChunkLoader:
         """Count what happened."""
         for tally in tallies_of(self.file.tally):
             tally.add(stats)
-
-
-def _spans(
-    layout: BlockLayout, blocks: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where blocks begin and end in their chunk, none longer than an honest one."""
-    starts, stops = layout.spans(blocks)
-    return starts, np.minimum(stops, starts + layout.block_bytes + _STREAM_BYTES)

@@ -28,9 +28,10 @@ __all__ = [
 _REPEATED = 3
 _NAN = 2
 _PLUGIN_FORMAT = 6
-_ND_FILTERS = (32, 33)
 # None, shuffle, bitshuffle, truncated precision: those that need neither frame nor other blocks.
 _SELF_CONTAINED = frozenset((0, 1, 2, 4))
+# Delta needs the first block, but no frame.
+_FRAMELESS = _SELF_CONTAINED | {3}
 
 
 def decode_chunk(chunk: bytes, *, max_nbytes: int, name: str) -> NDArray[np.uint8]:
@@ -183,13 +184,13 @@ def decode_whole_chunk(stored: bytes, header: FrameHeader, *, name: str) -> NDAr
         When the content cannot be decoded.
     """
     shape = (header.chunksize // header.blocksize, *header.blocks)
-    is_plugin = stored[2] >> 5 == _PLUGIN_FORMAT or bool(set(stored[16:22]) & set(_ND_FILTERS))
-    if not is_plugin:
+    needs_array = stored[2] >> 5 == _PLUGIN_FORMAT or not _FRAMELESS.issuperset(stored[16:22])
+    if not needs_array:
         tiles = decode_checked_chunk(stored, nbytes=header.chunksize, name=name)
         return tiles.view(header.dtype).reshape(shape)
     import blosc2
 
-    # They look up the shape of the array: an array of this one chunk tells it.
+    # They look up shape or type of the array: an array of this one chunk tells them.
     array = blosc2.empty(header.chunks, header.dtype, chunks=header.chunks, blocks=header.blocks)
     try:
         array.schunk.update_chunk(0, stored)

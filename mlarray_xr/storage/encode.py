@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlarray_xr.errors import ConversionError
+from mlarray_xr.format.block_index import block_check, fits_block_index
+from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, RAW_FLAG
 from mlarray_xr.planning.grid import box_shape, chunk_boxes, touched_chunks
 from mlarray_xr.storage.tiles import tile
 
@@ -103,7 +105,21 @@ class FramePlan:
         ]
         if self.has_range:
             fields += [("least", self.dtype), ("greatest", self.dtype), ("nonzero", "<i8")]
+        if n := self.n_indexed_blocks:
+            columns = [
+                ("head", "u1", CHUNK_HEADER_BYTES),
+                ("starts", "<i4", n),
+                ("checks", "<u2", n),
+            ]
+            fields += [(name, (kind, (length,))) for name, kind, length in columns]
         return np.dtype(fields)
+
+    @property
+    def n_indexed_blocks(self) -> int:
+        """Number of blocks of a chunk as the block index has them; 0 where none is written."""
+        n_blocks = math.prod(self.layout.block_grid)
+        fits = self.has_block_index and fits_block_index(self.n_chunks, n_blocks)
+        return n_blocks if fits else 0
 
     def numbers_in(self, box: Box) -> NDArray[np.int64]:
         """Return the numbers of the chunks of a part, in C order of the grid."""
@@ -199,7 +215,23 @@ def _encode_chunk(
         entry["special"] = ZEROS
         return b""
     entry["length"], entry["crc32"] = len(data), zlib.crc32(data)
+    if "starts" in (entry.dtype.names or ()):
+        _fill_blocks(data, entry)
     return data
+
+
+def _fill_blocks(data: bytes, entry: NDArray[Any]) -> None:
+    """Record where blocks stand in a chunk, and the checksum of each; nothing of raw ones."""
+    if data[2] & RAW_FLAG:
+        return
+    starts = np.frombuffer(data, "<i4", entry["starts"].size, CHUNK_HEADER_BYTES)
+    stops = np.append(starts[1:], len(data))  # one thread puts them one after another
+    entry["head"] = np.frombuffer(data, np.uint8, CHUNK_HEADER_BYTES)
+    entry["starts"] = starts
+    entry["checks"] = [
+        block_check(data[start:stop])
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    ]
 
 
 def _fill_range(values: NDArray[Any], tiles: NDArray[Any], entry: NDArray[Any]) -> None:

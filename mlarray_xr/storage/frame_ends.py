@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlarray_xr.format.block_index import BlockIndex, encode_block_index
 from mlarray_xr.format.integrity import ChunkStatistics, Integrity, encode_integrity
 from mlarray_xr.storage.encode import encode_index
 from mlarray_xr.storage.frame_template import frame_template
@@ -24,7 +25,11 @@ _PAYLOAD_LEN_AT = 39
 
 
 def frame_ends(
-    plan: FramePlan, metadata: bytes, table: NDArray[Any], *, payload_len: int
+    plan: FramePlan,
+    metadata: bytes,
+    table: NDArray[Any],
+    *,
+    payload_len: int,
 ) -> tuple[bytes, bytes]:
     """Return the header of a frame, and the chunk index with the trailer.
 
@@ -43,12 +48,19 @@ def frame_ends(
     offsets = np.where(special, (special - 128) << 56, table["offset"])
     index = encode_index(offsets) if len(offsets) else b""
     integrity = encode_integrity(_integrity(plan, table, payload_len=payload_len))
-    plain, trailer = frame_template(plan, metadata, integrity)
+    blocks = _block_index(table, offsets) if plan.n_indexed_blocks else b""
+    plain, trailer = frame_template(plan, metadata, integrity, blocks)
     header = bytearray(plain)
     total = len(header) + payload_len + len(index) + len(trailer)
     struct.pack_into(">Q", header, _FRAME_LEN_AT, total)
     struct.pack_into(">q", header, _PAYLOAD_LEN_AT, payload_len)
     return bytes(header), index + trailer
+
+
+def _block_index(table: NDArray[Any], offsets: NDArray[np.int64]) -> bytes:
+    """Return the encoded index of where blocks stand."""
+    index = BlockIndex(heads=table["head"], starts=table["starts"], checks=table["checks"])
+    return encode_block_index(index, offsets)
 
 
 def _integrity(plan: FramePlan, table: NDArray[Any], *, payload_len: int) -> Integrity:

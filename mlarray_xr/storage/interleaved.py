@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from queue import SimpleQueue
@@ -22,7 +22,7 @@ Steps: TypeAlias = Generator[Sequence[Future[Any]], None, _Result]
 
 def interleaved(
     procedures: Iterable[tuple[int, Steps[_Result]]], *, window: int
-) -> Iterator[_Result]:
+) -> Generator[_Result]:
     """Run procedures side by side, and yield their results as they come.
 
     Parameters

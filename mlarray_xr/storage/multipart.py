@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mlarray_xr.errors import MissingDependencyError, SourceError
+from mlarray_xr.errors import MissingDependencyError, SourceDenied, SourceError
 from mlarray_xr.storage.remote_options import forked_plan, plan_client
 from mlarray_xr.storage.transport_fsspec import open_fsspec
 from mlarray_xr.storage.upload import existing_object, writing
@@ -154,7 +154,11 @@ class MultipartUpload:
 
     def is_complete(self) -> bool:
         """Tell whether the object that is there is the one of this upload."""
-        found = self._object()
+        try:
+            found = self._object()
+        except SourceDenied:
+            # S3 says so of a missing object to those who may not list the bucket.
+            return False
         return found is not None and found.get("Metadata", {}).get(_WRITE_ID) == self.write_id
 
     def _object(self) -> Mapping[str, Any] | None:

@@ -28,6 +28,7 @@ from mlarray_xr.storage.portions import (
     FIRST_NUMBER,
     Portion,
     PortionRecord,
+    halves,
     joined,
     plan_groups,
     portion_of,
@@ -98,7 +99,8 @@ class MultipartJob:
         chunks = encode_part(values, box, self.plan)
         whole = portion_of(chunks, number=part + 2, plan=self.plan)
         # In the middle, since the first part of an image may hold nothing but air.
-        portions = _halved(whole) if part == len(self.parts) // 2 else [whole]
+        is_kept = part == len(self.parts) // 2
+        portions = halves(whole, least_bytes=LEAST_BYTES) if is_kept else [whole]
         try:
             sent = tuple(self._sent(portion) for portion in portions)
         except UploadEnded:
@@ -183,7 +185,9 @@ class MultipartJob:
     def give_up(self) -> None:
         """Abort the upload, or leave it for a later write to resume."""
         if not self.keeps:
-            self.upload.abort()
+            # What is to be told is why the write failed, not that the store is out of reach.
+            with contextlib.suppress(OSError):
+                self.upload.abort()
 
     def missing(self) -> tuple[int, ...]:
         """Return the numbers of the parts that no earlier write has sent and noted."""
@@ -235,7 +239,8 @@ class MultipartJob:
             header_len = len(frame_template(self.plan, self.metadata, b"")[0])
             # A gap between chunks is legal; without it the store would refuse the object.
             data += bytes(max(0, LEAST_BYTES - header_len - len(data)))
-        table, payload_len = self._placed(first, sent, start=len(data))
+        table = self._placed(first, sent, start=len(data))
+        payload_len = len(data) + sum(portion.size for portion in sent)
         header, ending = frame_ends(self.plan, self.metadata, table, payload_len=payload_len)
         etags = {portion.number: portion.etag for portion in sent}
         if sent:
@@ -246,8 +251,8 @@ class MultipartJob:
 
     def _placed(
         self, first: Portion | None, sent: Sequence[Portion], *, start: int
-    ) -> tuple[NDArray[Any], int]:
-        """Return the records of all chunks by number, with their places, and where they end."""
+    ) -> NDArray[Any]:
+        """Return the records of all chunks by number, with their places."""
         table = np.zeros(self.plan.n_chunks, self.plan.entry_dtype)
         n_written = np.zeros(self.plan.n_chunks, np.int64)
         position = start
@@ -262,7 +267,7 @@ class MultipartJob:
             number = int(np.flatnonzero(n_written != 1)[0])
             msg = f"chunk {number} was written {n_written[number]} times, and once is right"
             raise ValueError(msg)
-        return table, position
+        return table
 
     def _read_back(self) -> int:
         """Read the object's ends, and its first, middle and last stored chunk; return its size."""
@@ -280,26 +285,3 @@ class MultipartJob:
             _, box = chunk_place(number, found)
             reader.read(box, np.empty(box_shape(box), plan.dtype), threads=1)
         return source.size
-
-
-def _halved(portion: Portion) -> list[Portion]:
-    """Split off the first chunks, which are kept back; all of them if little is left."""
-    if portion.size < LEAST_BYTES:
-        return [portion]
-    ends = portion.entries["offset"] + portion.entries["length"]
-    n_kept = int(np.searchsorted(ends, LEAST_BYTES)) + 1
-    cut = int(ends[n_kept - 1]) if n_kept < len(ends) else portion.size
-    if portion.size - cut < LEAST_BYTES:
-        return [replace(portion, number=FIRST_NUMBER)]
-    rest = portion.entries[n_kept:].copy()
-    rest["offset"] -= cut
-    return [
-        replace(
-            portion,
-            number=FIRST_NUMBER,
-            size=cut,
-            entries=portion.entries[:n_kept].copy(),
-            data=portion.data[:cut],
-        ),
-        replace(portion, size=portion.size - cut, entries=rest, data=portion.data[cut:]),
-    ]

@@ -6,7 +6,7 @@ when all of them are known. Small ones travel until enough of them have met.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from mlarray_xr.storage.encode import EncodedChunk, FramePlan
 
-__all__ = ["FIRST_NUMBER", "Portion", "PortionRecord", "joined", "plan_groups", "portion_of"]
+__all__ = [
+    "FIRST_NUMBER",
+    "Portion",
+    "PortionRecord",
+    "halves",
+    "joined",
+    "plan_groups",
+    "portion_of",
+]
 
 FIRST_NUMBER = 1
 """Number of the portion that stands behind the header of the frame."""
@@ -63,6 +71,35 @@ def portion_of(chunks: Iterable[EncodedChunk], *, number: int, plan: FramePlan) 
         data.append(chunk.data)
     table = np.array(entries, plan.entry_dtype)
     return Portion(number=number, size=position, entries=table, data=b"".join(data))
+
+
+def halves(portion: Portion, *, least_bytes: int) -> list[Portion]:
+    """Split off the first chunks of a portion, enough bytes of them, as the first portion of all.
+
+    Of a small portion nothing is split off; all of it, if what is left would be small.
+    """
+    if portion.size < least_bytes:
+        return [portion]
+    ends = portion.entries["offset"] + portion.entries["length"]
+    n_kept = int(np.searchsorted(ends, least_bytes)) + 1
+    cut = int(ends[n_kept - 1])
+    if portion.size - cut < least_bytes:
+        return [replace(portion, number=FIRST_NUMBER)]
+    rest = portion.entries[n_kept:].copy()
+    rest["offset"] -= cut
+    first = Portion(
+        number=FIRST_NUMBER,
+        size=cut,
+        entries=portion.entries[:n_kept].copy(),
+        data=portion.data[:cut],
+    )
+    second = Portion(
+        number=portion.number,
+        size=portion.size - cut,
+        entries=rest,
+        data=portion.data[cut:],
+    )
+    return [first, second]
 
 
 def plan_groups(sizes: Sequence[int], *, least_bytes: int) -> list[slice]:

@@ -8,7 +8,7 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from mlarray_xr.storage.remote_file import remote_file
 from mlarray_xr.storage.tiles import untile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -128,7 +128,7 @@ class RangedReader:
             (self._loader.held_bytes(request), self._loader.load(index, request))
             for index, request in enumerate(wanted)
         )
-        runs = cast("Generator[Loaded]", interleaved(loads, window=_WINDOW_BYTES))
+        runs = interleaved(loads, window=_WINDOW_BYTES)
         tasks: Iterator[Callable[[], None]]
         tasks = (partial(self._decode, loaded, take) for loaded in self._arrivals(runs))
         # Closed here: an error's traceback would keep the steps, and others wait for their blocks.

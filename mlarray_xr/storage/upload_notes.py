@@ -8,15 +8,17 @@ long as the store has it unchanged. All of them are removed when the object is c
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlarray_xr.storage.multipart import s3_request
+from mlarray_xr.errors import SourceDenied
+from mlarray_xr.storage.multipart import MultipartUpload, s3_request
 from mlarray_xr.storage.portions import Portion
 from mlarray_xr.storage.retry import with_retries
 from mlarray_xr.storage.transport import open_transport
@@ -25,13 +27,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlarray_xr.storage.encode import FramePlan
-    from mlarray_xr.storage.multipart import MultipartUpload
     from mlarray_xr.storage.remote_source import RemoteAddress
 
-__all__ = ["note_plan", "note_portion", "noted_plan", "noted_portions", "remove_notes"]
+__all__ = [
+    "NotedUpload",
+    "note_portion",
+    "note_upload",
+    "noted_portions",
+    "noted_upload",
+    "remove_notes",
+]
 
 _FOLDER = ".parts/"
 _PLAN = _FOLDER + "plan.json"
+_WRITE_ID = re.compile("[0-9a-f]{32}")
 _MAGIC = b"MLAREC01"
 _HEAD = struct.Struct("<8s16sQQQ")  # magic, write id, number of the piece, its size, entries
 _CHECK = struct.Struct("<I")
@@ -43,19 +52,43 @@ _RETRIES = 5
 _MOST_KEYS = 1000
 
 
-def note_plan(address: RemoteAddress, plan: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotedUpload:
+    """What is written by which upload."""
+
+    upload: MultipartUpload
+    """The upload; it may have ended."""
+    extents: Any
+    """Along every axis the extents of the parts; of a note that was read anything."""
+    fingerprint: Mapping[str, Any]
+    """What must be equal for the work of two writes to be mixed."""
+
+
+def note_upload(noted: NotedUpload) -> None:
     """Note what is written, in place of what was noted before."""
-    s3_request(address, "put_object", suffix=_PLAN, Body=json.dumps(plan).encode())
+    plan = {
+        "fingerprint": noted.fingerprint,
+        "parts": noted.extents,
+        "upload_id": noted.upload.upload_id,
+        "write_id": noted.upload.write_id,
+    }
+    s3_request(noted.upload.address, "put_object", suffix=_PLAN, Body=json.dumps(plan).encode())
 
 
-def noted_plan(address: RemoteAddress) -> dict[str, Any] | None:
-    """Return what is written; None when nothing is noted, or nothing that can be read."""
+def noted_upload(address: RemoteAddress) -> NotedUpload | None:
+    """Return what was noted of a target; None when it is nothing, or cannot be read."""
     data = _object(address, _PLAN, most_bytes=_MOST_PLAN_BYTES)
     try:
-        found = json.loads(data or b"")
+        plan = json.loads(data or b"")
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    found = plan if isinstance(plan, dict) else {}
+    upload_id, write_id = str(found.get("upload_id")), str(found.get("write_id"))
+    fingerprint = found.get("fingerprint")
+    if not isinstance(fingerprint, dict) or not _WRITE_ID.fullmatch(write_id):
+        return None
+    upload = MultipartUpload(address=address, upload_id=upload_id, write_id=write_id)
+    return NotedUpload(upload=upload, extents=found.get("parts"), fingerprint=fingerprint)
 
 
 def note_portion(upload: MultipartUpload, portion: Portion) -> None:
@@ -98,19 +131,20 @@ def _name(number: int) -> str:
 
 def _noted(upload: MultipartUpload, plan: FramePlan, number: int, etag: str) -> Portion | None:
     """Return one portion; None when it was not noted, or is another one by now."""
-    most_bytes = _HEAD.size + _CHECK.size + plan.n_chunks * plan.entry_dtype.itemsize
+    itemsize = plan.entry_dtype.itemsize
+    most_bytes = _HEAD.size + _CHECK.size + plan.n_chunks * itemsize
     data = _object(upload.address, _name(number), most_bytes=most_bytes)
     if data is None or len(data) < _HEAD.size + _CHECK.size:
         return None
     body, check = data[: -_CHECK.size], data[-_CHECK.size :]
     magic, write_id, noted, size, count = _HEAD.unpack_from(body)
     named = (_MAGIC, bytes.fromhex(upload.write_id), number)
-    is_whole = len(body) == _HEAD.size + count * plan.entry_dtype.itemsize
+    is_whole = len(body) == _HEAD.size + count * itemsize
     if (magic, write_id, noted) != named or not is_whole:
         return None
     if _CHECK.pack(zlib.crc32(body, zlib.crc32(etag.encode()))) != check:
         return None
-    entries = np.frombuffer(body[_HEAD.size :], plan.entry_dtype)
+    entries = np.frombuffer(body, plan.entry_dtype, count, _HEAD.size)
     ends = np.cumsum(entries["length"], dtype=np.int64)
     is_gapless = np.array_equal(entries["offset"], ends - entries["length"])
     is_inside = ((entries["number"] >= 0) & (entries["number"] < plan.n_chunks)).all()
@@ -127,6 +161,7 @@ def _object(address: RemoteAddress, suffix: str, *, most_bytes: int) -> bytes | 
         piece = with_retries(
             lambda: transport.fetch_tail(most_bytes), retries=_RETRIES, on_retry=lambda: None
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, SourceDenied):
+        # S3 says the latter of a missing object to those who may not list the bucket.
         return None
     return piece.data if piece.size == len(piece.data) else None
