@@ -12,6 +12,7 @@ from mlarray_xr.placement import geometry_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -255,8 +256,10 @@ class MlaAccessor:
         resume: bool = False,
         memory_limit: int | str | None = None,
         progress: Progress | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        store: Any = None,
     ) -> Any:
-        """Write the array to one `.mla` file; see `mlarray_xr.to_mla`."""
+        """Write the array to one `.mla` file or object; see `mlarray_xr.to_mla`."""
         # At its use: writing needs Blosc2 and Dask, and this module is imported with the package.
         from mlarray_xr.write import to_mla
 
@@ -276,4 +279,6 @@ class MlaAccessor:
             resume=resume,
             memory_limit=memory_limit,
             progress=progress,
+            storage_options=storage_options,
+            store=store,
         )

@@ -15,6 +15,8 @@ from mlarray_xr.storage.gather import allocate, check_out, gather_outer
 from mlarray_xr.storage.handles import close_reader, reader_of
 from mlarray_xr.storage.point_gather import gather_points
 from mlarray_xr.storage.read_pool import check_threads
+from mlarray_xr.storage.remote_file import remote_file
+from mlarray_xr.storage.remote_source import RemoteSource
 from mlarray_xr.storage.slab_cache import read_nearby
 from mlarray_xr.storage.source import BytesSource
 
@@ -213,6 +215,8 @@ class FileArray(Shaped):
 
         Arrays of the same file share their counters, whatever their threads.
         """
+        if isinstance(self._source, RemoteSource):  # without opening it, which asks the server
+            return remote_file(self._source).tally.snapshot()
         return reader_of(self._source, check=self._checksums).tally.snapshot()
 
     def _fill(self, box: Box, out: NDArray[Any], *, threads: int | None) -> None:

@@ -18,6 +18,7 @@ from mlarray_xr.planning.codec_choice import CodecChoice
 from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
 from mlarray_xr.prepared import LARGER_PARTS, claim_write, parts_in_flight
 from mlarray_xr.record import stored_axes
+from mlarray_xr.storage.address import is_url, local_path
 from mlarray_xr.storage.encode import FramePlan
 from mlarray_xr.storage.job import part_of
 from mlarray_xr.storage.publication import check_target
@@ -40,9 +41,9 @@ SUFFIX = ".mla"
 
 def file_name(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a target that the reference package would open."""
-    target = os.fsdecode(path)
-    if "://" in target:
-        msg = f"{target}: URLs cannot be written. To fix: write a local file and upload it"
+    target = local_path(os.fsdecode(path))
+    if is_url(target):
+        msg = f"{target}: objects are written whole. To fix: mlarray_xr.to_mla, or upload a file"
         raise ConversionError(msg)
     if not target.endswith(SUFFIX):
         msg = f"{target}: the name must end in {SUFFIX!r}: other readers go by it"
@@ -76,13 +77,12 @@ def prepare_file(
     target, _ = check_target(path, overwrite=overwrite)
     described = subject.metadata if metadata is None else metadata
     axes = stored_axes(described, len(subject.values.shape))
-    named = None if codec == "auto" else _codec(codec, lossy=lossy)
     layout = request.plan(
         subject.values.shape,
         dtype_str=subject.values.dtype.str,
         dims=axes.dims,
         spatial=axes.spatial,
-        codec=named,
+        codec=None if codec == "auto" else _codec(codec, lossy=lossy),
     )
     choice = _choice(subject, layout, prefer) if codec == "auto" else codec
     plan = FramePlan(

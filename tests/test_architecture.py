@@ -37,26 +37,26 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     folder(
         "format",
-        "limits plain_pickle plain_msgpack metadata entry generations metadata_codec "
-        "cursor frame trailer chunk block_layout column integrity block_index planning_entry",
+        "limits plain_pickle plain_msgpack metadata entry generations metadata_codec cursor "
+        "frame trailer chunk block_layout column integrity block_index planning_entry",
     ),
     folder(
         "planning",
         "byte_amount byte_ranges grid selection point_groups interpolation point_plan shaped "
-        "assignment region codec codec_cost cache_probes caches sizes access touching read_cost explanation "
-        "nodes layout reference_rules blosc2_choice "
-        "layout_score layout_search layout_plan layout_request codec_choice write_plan",
+        "assignment region codec codec_cost cache_probes caches sizes access touching read_cost "
+        "explanation nodes layout reference_rules blosc2_choice layout_score layout_search "
+        "layout_plan layout_request codec_choice write_plan",
     ),
     folder(
         "storage",
         "source remote_source piece retry remote_dialects remote_options transport_failures "
-        "transport_fsspec transport_obstore transport page_file disk_cache "
-        "read_settings counters request_pool interleaved remote_file "
-        "random_access libblosc2 portable chunks tiles read_pool frame_sections frame_file "
-        "frame_entries block_request block_cache mapped_blocks mapped chunk_load ranged "
-        "handles address point_gather slab_cache gather planning_record encode ordered_tasks trial "
-        "publication json_record staging segments frame_template frame_ends joining assembly "
-        "frame_lock editable frame_edit edit job canvas inspection upload upload_notes portions multipart multipart_job",
+        "transport_fsspec transport_obstore transport page_file disk_cache read_settings "
+        "counters request_pool interleaved remote_file random_access libblosc2 portable chunks "
+        "tiles read_pool frame_sections frame_file frame_entries block_request block_cache "
+        "mapped_blocks mapped chunk_load ranged handles address point_gather slab_cache gather "
+        "planning_record encode ordered_tasks trial publication json_record staging segments "
+        "frame_template frame_ends joining assembly frame_lock editable frame_edit edit job "
+        "canvas inspection upload upload_notes portions multipart multipart_job",
     ),
     ("axes", "geometry"),
     ("file_array", "points"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlarray_xr.planning.byte_ranges import GAP_BYTES, RANGE_BYTES, plan_ranges
+from mlarray_xr.planning.byte_ranges import GAP_BYTES, RANGE_BYTES, affordable_gap, plan_ranges
 
 SPANS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 80)), max_size=40)
 
@@ -101,3 +101,30 @@ def test_no_spans_need_no_request() -> None:
 def test_offsets_of_large_objects_are_exact() -> None:
     far = 1 << 60
     assert planned([(far, 3), (far + 3, 4)]) == [(far, far + 7, [0, 1])]
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 20_000)), min_size=1, max_size=40))
+def test_joining_adds_an_eighth_at_most_and_as_many_gaps_as_that_allows(
+    spans: list[tuple[int, int]],
+) -> None:
+    table = np.array(spans, np.int64)
+    starts, stops = table[:, 0], table.sum(axis=1)
+    gap = affordable_gap(starts, stops)
+    assert 0 <= gap <= GAP_BYTES
+    limits = {"range_bytes": 1 << 30}
+    wanted = sum(length for _, length in spans)
+    alone = sum(stop - start for start, stop, _ in planned(spans, gap_bytes=0, **limits))
+    there = sum(stop - start for start, stop, _ in planned(spans, gap_bytes=gap, **limits))
+    assert there - alone <= wanted / 8
+    more = sorted(
+        b - a
+        for (_, a, _), (b, _, _) in itertools.pairwise(planned(spans, gap_bytes=gap, **limits))
+    )
+    if more and more[0] <= GAP_BYTES:
+        larger = planned(spans, gap_bytes=more[0], **limits)
+        assert sum(stop - start for start, stop, _ in larger) - alone > wanted / 8
+
+
+def test_one_span_has_no_gaps() -> None:
+    assert affordable_gap(np.array([5]), np.array([9])) == 0
+    assert affordable_gap(np.array([], np.int64), np.array([], np.int64)) == 0

@@ -294,7 +294,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "objects": ({"dtype": "O"}, ConversionError, "cannot be written"),
     "no size": ({"dtype": "U"}, ConversionError, "has no size.*U1"),
     "suffix": ({"path": "a.b2nd"}, ConversionError, "must end in"),
-    "url": ({"path": "s3://bucket/a.mla"}, ConversionError, "URLs cannot be written"),
+    "url": ({"path": "s3://bucket/a.mla"}, ConversionError, "objects are written whole"),
     "folder": ({"path": "absent/a.mla"}, FileNotFoundError, "folder does not exist"),
     "codec": ({"codec": "zip-3"}, LayoutError, "zip"),
     "negative": ({"shape": (4, -1)}, ValueError, "negative"),

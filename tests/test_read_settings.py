@@ -27,7 +27,7 @@ DEFAULTS = {
     "decoded_cache_bytes": 64 << 20,
     "cache_dir": None,
     "cache_dir_bytes": 10 << 30,
-    "max_concurrency": 32,
+    "max_concurrency": 64,
     "retries": 3,
     "timeout_s": 60.0,
     "block_reads": "auto",

@@ -331,7 +331,6 @@ def test_an_object_replaced_after_every_number_of_requests(
     assert found.count("changed") >= 8
 
 
-@pytest.mark.xfail(reason="of an object without ETag the transport looks at its size alone")
 def test_an_object_of_the_same_size_replaced_where_nothing_but_its_date_tells(
     server: RangeServer,
 ) -> None:

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 )
 
 import mlarray_xr
-from mlarray_xr.errors import ConversionError, LayoutError, SourceChanged, TargetBusy
+from mlarray_xr.errors import ConversionError, LayoutError, SourceChanged, SourceError, TargetBusy
 from mlarray_xr.format.metadata import Metadata, Spatial
 from mlarray_xr.planning.codec import Codec
 from mlarray_xr.planning.layout_plan import plan_layout
@@ -396,7 +396,8 @@ TARGETS: dict[str, tuple[str, type[Exception], str]] = {
     "suffix": ("a.zarr", ConversionError, r"a\.zarr: the name must end in '\.mla'"),
     "upper case": ("a.MLA", ConversionError, "must end in"),
     "no suffix": ("mla", ConversionError, "must end in"),
-    "URL": ("s3://bucket/a.mla", ConversionError, "URLs cannot be written"),
+    "another host": ("file://other/a.mla", SourceError, "names the host 'other'"),
+    "unknown protocol": ("gopher://host/a.mla", SourceError, "knows no protocol 'gopher'"),
     "missing folder": ("none/a.mla", FileNotFoundError, r"none/a\.mla: the folder does not exist"),
 }
 

@@ -9,12 +9,46 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["plan_ranges"]
+__all__ = ["affordable_gap", "plan_ranges"]
 
 # Measured at 5 to 50 ms of latency: what one more request costs a connection of 80 MB/s.
 GAP_BYTES = 32 << 10
 # A larger range is faster as two at the same time.
 RANGE_BYTES = 4 << 20
+_ADDED = 8
+
+
+def affordable_gap(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> int:
+    """Return the largest gap over which spans are joined: all such gaps together add an eighth.
+
+    Measured on random patches of 64 and 128 cubed: at most 1.13 times the bytes that are wanted,
+    and as few requests as with any rule that adds no more.
+
+    Parameters
+    ----------
+    starts, stops
+        Of the spans, bytes, in any order; they may overlap.
+
+    Returns
+    -------
+    int
+        For `plan_ranges`; at most `GAP_BYTES`.
+
+    Examples
+    --------
+    >>> starts = np.array([0, 110, 300]) * 100
+    >>> affordable_gap(starts, starts + 10_000)
+    1000
+    """
+    order = np.argsort(starts, kind="stable")
+    first, last = starts[order], np.maximum.accumulate(stops[order])
+    gaps = np.sort(np.maximum(first[1:] - last[:-1], 0))
+    budget = (stops - starts).sum() / _ADDED
+    fitting = gaps[(np.cumsum(gaps) <= budget) & (gaps <= GAP_BYTES)]
+    # Of gaps that are equally large all have to fit, or none.
+    if len(fitting) and len(fitting) < len(gaps) and gaps[len(fitting)] == fitting[-1]:
+        return int(fitting[-1]) - 1
+    return int(fitting[-1]) if len(fitting) else 0
 
 
 def plan_ranges(

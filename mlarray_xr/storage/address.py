@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mlarray_xr.errors import SourceError
 from mlarray_xr.storage.remote_file import pin_remote
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.storage.remote_source import Source
 
-__all__ = ["is_url", "open_address"]
+__all__ = ["is_url", "local_path", "open_address"]
 
 # A single letter is a drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
@@ -70,21 +71,25 @@ def open_address(
             "remote. To fix: leave them out, or give a URL"
         )
         raise SourceError(msg)
-    if isinstance(address, str) and _LOCAL.match(address):
-        address = _local_path(address)
-    return source_of(address)
+    return source_of(local_path(address) if isinstance(address, str) else address)
 
 
-def _local_path(url: str) -> str:
-    """Return the path of a ``file://`` URL.
+def local_path(address: str) -> str:
+    """Return the path of a ``file://`` URL; anything else as it is.
 
     Raises
     ------
     SourceError
         When it names another host.
-    """
-    from urllib.parse import unquote
 
+    Examples
+    --------
+    >>> local_path("file:///data/ct%201.mla"), local_path("ct.mla")
+    ('/data/ct 1.mla', 'ct.mla')
+    """
+    if not _LOCAL.match(address):
+        return address
+    url = address
     rest = url.partition("://")[2]
     host, slash, path = rest.partition("/")
     if host not in ("", "localhost"):

@@ -69,7 +69,8 @@ class BlockCache:
         self._fixed_limit = limit_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[Key, tuple[Any, int]] = OrderedDict()
-        self._flights: dict[Key, Future[Any]] = {}
+        # None as long as nobody waits: making a Future takes as long as all the rest.
+        self._flights: dict[Key, Future[Any] | None] = {}
         self._kept_bytes = 0
 
     @property
@@ -100,10 +101,11 @@ class BlockCache:
                 if kept is not None:
                     self._kept.move_to_end(key)
                     claim.found[key] = kept[0]
-                elif (flight := self._flights.get(key)) is not None:
-                    claim.joined[key] = flight
+                elif key in self._flights:
+                    flight = self._flights[key] or Future()
+                    self._flights[key] = claim.joined[key] = flight
                 else:
-                    self._flights[key] = Future()
+                    self._flights[key] = None
                     claim.owned.append(key)
         return claim
 
@@ -125,9 +127,10 @@ class BlockCache:
     def fail(self, keys: Iterable[Key], error: BaseException) -> None:
         """Tell those who wait for keys that were not fulfilled why."""
         with self._lock:
-            flights = [self._flights.pop(key) for key in keys if key in self._flights]
+            flights = [self._flights.pop(key, None) for key in keys]
         for flight in flights:
-            flight.set_exception(error)
+            if flight is not None:
+                flight.set_exception(error)
 
     def clear(self) -> None:
         """Drop everything that is kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Piece", "Transport"]
+__all__ = ["Piece", "Transport", "dated_validator"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,21 @@ class Piece:
     """Bytes of the whole object, where the answer says so."""
     etag: str | None
     """Validator of the object, where the answer says so; weak ones keep their prefix ``W/``."""
+    n_requests: int = 1
+    """Requests that it took."""
+
+
+def dated_validator(changed_s: float) -> str | None:
+    """Return a weak validator made of the time of change, Unix seconds; None of the epoch itself.
+
+    Clients give the epoch where a server tells no time. A second is what HTTP tells.
+
+    Examples
+    --------
+    >>> dated_validator(1_700_000_000.25), dated_validator(0)
+    ('W/"changed 1700000000"', None)
+    """
+    return f'W/"changed {int(changed_s)}"' if changed_s > 0 else None
 
 
 class Transport(Protocol):

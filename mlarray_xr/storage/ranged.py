@@ -41,6 +41,8 @@ __all__ = ["RangedReader"]
 _WINDOW_BYTES = 128 << 20
 # Decoded bytes of a request, so that a chunk of a gigabyte is not decoded at once.
 _PIECE_BYTES = 16 << 20
+# Handing a patch of 64 cubed to other threads takes longer than decoding it here.
+_SMALL_BYTES = 1 << 20
 _NAN = -0x7E << 56
 
 
@@ -118,7 +120,8 @@ class RangedReader:
             position, part = places.pop(number)
             self._place(values, position, part, out[_inside(part, box)])
 
-        self.read_blocks(wanted(), take, threads=threads)
+        is_small = threads is None and out.nbytes <= _SMALL_BYTES
+        self.read_blocks(wanted(), take, threads=1 if is_small else threads)
 
     def read_blocks(
         self, wanted: Iterable[ChunkBlocks], take: Take, *, threads: int | None

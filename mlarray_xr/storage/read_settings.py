@@ -31,7 +31,7 @@ class ReadSettings:
     """Folder of the disk cache; None keeps nothing on disk."""
     cache_dir_bytes: int = 10 << 30
     """Most bytes of the disk cache."""
-    max_concurrency: int = 32
+    max_concurrency: int = 64
     """Most requests under way at the same time."""
     retries: int = 3
     """How often a request that failed is sent again."""
@@ -98,7 +98,7 @@ def configure(
     cache_dir_bytes
         Most bytes of the disk cache, at first 10 GiB.
     max_concurrency
-        Most requests under way at the same time, at first 32.
+        Most requests under way at the same time, at first 64.
     retries
         How often a request that failed for what may pass is sent again, at first 3.
     timeout_s

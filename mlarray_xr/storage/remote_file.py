@@ -168,14 +168,17 @@ class _Counted:
         begin = time.perf_counter()
         for tally in tallies:
             tally.begin_request(at=begin)
-        n_bytes, errors = 0, 1
+        n_bytes, errors, n_requests = 0, 1, 1
         try:
             piece = send()
-            n_bytes, errors = len(piece.data), 0
+            n_bytes, errors, n_requests = len(piece.data), 0, piece.n_requests
         finally:
             end = time.perf_counter()
             counts = ReadStats(
-                requests=1, bytes_fetched=n_bytes, errors=errors, fetch_seconds=end - begin
+                requests=n_requests,
+                bytes_fetched=n_bytes,
+                errors=errors,
+                fetch_seconds=end - begin,
             )
             for tally in tallies:
                 tally.end_request(at=end)

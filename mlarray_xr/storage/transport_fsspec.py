@@ -6,13 +6,15 @@ replacement between two requests is noticed by what the bytes decode to, not by 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.errors import MissingDependencyError, SourceError
-from mlarray_xr.storage.piece import Piece
+from mlarray_xr.storage.piece import Piece, dated_validator
 from mlarray_xr.storage.transport_failures import Asked
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ class FsspecTransport:
         size, etag = self._look_up(asked)
         start = max(0, size - n_bytes)
         data = self._read(asked, start, size) if size else b""
-        return asked.checked(Piece(data=data, start=start, size=size, etag=etag), start, size)
+        n_requests = 2 if size else 1
+        piece = Piece(data=data, start=start, size=size, etag=etag, n_requests=n_requests)
+        return asked.checked(piece, start, size)
 
     def _read(self, asked: Asked, start: int, stop: int) -> bytes:
         """Make one request."""
@@ -240,6 +244,9 @@ def _validator(info: Mapping[str, Any]) -> str | None:
     if told is not None:
         return str(told)
     changed = next((info[key] for key in TIMES if info.get(key)), None)
+    if isinstance(changed, str):  # as HTTP tells it: obstore makes the same of it
+        with contextlib.suppress(ValueError):
+            return dated_validator(parsedate_to_datetime(changed).timestamp())
     return None if changed is None else f'W/"{changed}"'
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.errors import MissingDependencyError, SourceDenied, SourceError
-from mlarray_xr.storage.piece import Piece
+from mlarray_xr.storage.piece import Piece, dated_validator
 from mlarray_xr.storage.transport_failures import Asked, is_validator
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class ObstoreTransport:
         asked = self._asked(f"the last {n_bytes} bytes", None)
         if not self.has_suffixes:
             size = self._size(asked)
-            return self.fetch(max(0, size - n_bytes), size) if size else _empty()
+            tail = self.fetch(max(0, size - n_bytes), size) if size else _empty()
+            return replace(tail, n_requests=2 if size else 1)
         try:
             piece = self._get(asked, {"range": {"suffix": n_bytes}}, limit=n_bytes)
         except _EmptyObject:
@@ -124,7 +125,8 @@ class ObstoreTransport:
         except Exception as error:
             raise self._failure(asked, error, is_tail="suffix" in str(options["range"])) from None
         data = parts[0] if len(parts) == 1 else b"".join(parts)
-        return Piece(data=data, start=start, size=meta["size"], etag=meta["e_tag"])
+        etag = meta["e_tag"] or dated_validator(meta["last_modified"].timestamp())
+        return Piece(data=data, start=start, size=meta["size"], etag=etag)
 
     def _size(self, asked: Asked) -> int:
         """Ask for the size of the object."""
