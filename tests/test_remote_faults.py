@@ -30,12 +30,13 @@ from mlarray_xr.errors import (
     SourceError,
     SourceTimeout,
 )
-from mlarray_xr.storage import retry
+from mlarray_xr.storage import retry, transport_obstore
 from mlarray_xr.storage.block_cache import block_cache
 from mlarray_xr.storage.chunk_load import ChunkLoader
 from mlarray_xr.storage.frame_file import read_index
 from mlarray_xr.storage.ranged import RangedReader
 from mlarray_xr.storage.source import source_of
+from mlarray_xr.verification import verify_files
 from tests.frame_kit import encoded_index, make_frame, offsets_of, replaced, sections_of
 from tests.hostile_reader import mutations
 from tests.range_server import Faults, RangeServer
@@ -683,3 +684,39 @@ def test_closing_during_a_read_does_not_disturb_it(server: RangeServer, array: M
         array.close()
         np.testing.assert_array_equal(reading.result(SECONDS), VOLUME)
     assert_reads(array)
+
+
+def test_without_validators_opening_again_reads_what_is_there_now(
+    server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replacement of the same size, of which nothing but its bytes tells."""
+    monkeypatch.setattr(transport_obstore, "dated_validator", lambda _: None)
+    server.etags = "none"
+    server.put(NAME, FRAME)
+    assert_reads(MlaArray(server.url(NAME)))
+    server.put(NAME, OTHER)
+    assert_reads(MlaArray(server.url(NAME)), VOLUME[::-1])
+
+
+def test_damage_is_noticed_where_the_file_has_a_block_index(server: RangeServer) -> None:
+    data = bytearray(with_block_index(FRAME))
+    header, offsets = read_index(source_of(bytes(data)))
+    first = header.header_len + int(offsets[0])
+    data[first + int.from_bytes(data[first + 12 : first + 16], "little") - 5] ^= 4
+    server.put("damaged.b2nd", bytes(data))
+    array = MlaArray(server.url("damaged.b2nd"))
+    for _ in range(2):
+        with pytest.raises(ChunkError, match=r"damaged\.b2nd: chunk 0 is damaged.*To fix"):
+            array[...]
+    last = tuple(slice(n - 1, n) for n in VOLUME.shape)
+    assert (array[last] == VOLUME[last]).all()
+
+
+def test_no_report_shows_a_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://user:word@127.0.0.1:9/x.mla?signature=SECRET"
+    with settings(retries=0):
+        (report,) = verify_files([url])
+    assert report.state == "unreadable"
+    shown = f"{report} {report!r}"
+    assert "127.0.0.1" in shown
+    assert not any(secret in shown for secret in ("user", "word@", "SECRET"))

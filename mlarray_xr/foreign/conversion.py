@@ -15,6 +15,7 @@ from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_source, format_of
 from mlarray_xr.foreign.recipe import Recipe, opened, share_of
 from mlarray_xr.foreign.scratch import scratch_folder
 from mlarray_xr.planning.byte_amount import parse_bytes
+from mlarray_xr.storage.remote_source import remote_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -203,7 +204,8 @@ def _absolute(path: str | os.PathLike[str]) -> str:
     """
     text = os.fsdecode(path)
     if "://" in text:
-        raise ConversionError(f"{text}: local files are converted, not URLs. To fix: download it")
+        name = remote_address(text).name
+        raise ConversionError(f"{name}: local files are converted, not URLs. To fix: download it")
     return os.path.abspath(os.path.expanduser(text))
 
 

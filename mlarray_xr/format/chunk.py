@@ -24,6 +24,7 @@ __all__ = [
     "check_index_header",
     "damaged_chunk",
     "parse_chunk_header",
+    "stands_alone",
 ]
 
 CHUNK_HEADER_BYTES = 32
@@ -43,6 +44,8 @@ _PLUGIN_FORMAT = 6
 _PLUGINS = (32, 33, 34, 35)
 _FILTERS = (0, 1, 2, 3, 4, 32, 33, 35, 36)
 _DELTA = 3
+# None, shuffle, bitshuffle, truncated precision.
+_SELF_CONTAINED = {0, 1, 2, 4}
 _PLAIN_FILTERS = (0, 1, 2)
 _SPECIAL_TOP_BYTES = (0x81, 0x82, 0x84)
 # The table itself: 2^24 chunks of 1 MiB are 16 TiB of voxels. Checking it takes three times its
@@ -235,6 +238,15 @@ def are_chunk_heads(
         & ((special == 0) | repeat)
         & length_ok
     )
+
+
+def stands_alone(head: bytes) -> bool:
+    """Tell whether the blocks of a checked chunk decode without each other and without the frame.
+
+    Those of plugins, of ``delta``, of ``bytedelta`` and of a dictionary do not.
+    """
+    is_plugin = head[2] >> 5 == _PLUGIN_FORMAT
+    return not is_plugin and not head[31] & _DICTIONARY and set(head[16:22]) <= _SELF_CONTAINED
 
 
 def damaged_chunk(

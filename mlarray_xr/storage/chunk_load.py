@@ -40,10 +40,14 @@ _WHOLE, _LAYOUT = -1, -2
 # request, which needs the answer of the first, would.
 _CHUNK_BYTES = 1 << 20
 
-# Reading what the index says of a chunk takes 30 us, and what is kept then 0.6 kB.
-_MOST_PARSED = 4096
+# Reading what the index says of a chunk takes 30 us.
+_MOST_PARSED_BYTES = 8 << 20
 
 _Fetch: TypeAlias = "Callable[[list[Key]], Steps[dict[Key, Any]]]"
+
+
+class _WrittenAgain(ChunkError):
+    """Blocks are not where the block index has them, but where their chunk itself says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,14 +119,13 @@ class ChunkLoader:
         missing = [key for key in keys if key not in known]
         if len(missing) < len(keys):
             self._count(ReadStats(misses=len(keys) - len(missing)))
-        if missing:
-            known |= yield from self._shared(missing, partial(fetch, layout), is_counted=True)
-        return Loaded(
-            index=index,
-            wanted=wanted,
-            layout=known.get(place, layout),
-            payloads=[known[key] for key in keys],
-        )
+        try:
+            if missing:
+                known |= yield from self._shared(missing, partial(fetch, layout), is_counted=True)
+        except _WrittenAgain:
+            return (yield from self.load(index, wanted))
+        payloads = [known[key] for key in keys]
+        return Loaded(index=index, wanted=wanted, layout=layout, payloads=payloads)
 
     def _shared(
         self, keys: list[Key], fetch: _Fetch, *, is_counted: bool = False
@@ -202,15 +205,16 @@ class ChunkLoader:
         if all(block_check(fetched[key]) == checks[key[2]] for key in keys):
             return fetched
         (head,) = yield from self._request(chunk, [(0, head_bytes(self.header))])
-        found = self._parse(chunk, head)
-        if not found.is_divisible:
+        if self._parse(chunk, head).is_like(layout):
             msg = (
-                f"{self.file.source.name}: chunk {chunk} was written again by another program, as "
-                "one that cannot be divided. To fix: mlarray_xr.configure(block_reads='chunks')"
+                f"{self.file.source.name}: chunk {chunk} is damaged, or was written again by "
+                "another program: blocks do not match the checksums of the block index. To fix: "
+                "mlarray_xr.configure(block_reads='chunks') takes what is there"
             )
             raise ChunkError(msg)
-        fetched = yield from self._fetch_blocks(found, keys)
-        return fetched | {(self.identity, chunk, _LAYOUT): found}
+        self.parsed[chunk] = None  # what the index says of this chunk is not asked for again
+        msg = f"{self.file.source.name}: chunk {chunk} is not where the block index has it"
+        raise _WrittenAgain(msg)
 
     def _fetch_whole(self, layout: BlockLayout, chunk: int) -> Steps[dict[Key, Any]]:
         """Fetch all of a chunk of which the beginning is known."""
@@ -273,7 +277,7 @@ class ChunkLoader:
         if self.block_index is None or read_settings().block_reads == "chunks":
             return None
         if chunk not in self.parsed:
-            if len(self.parsed) >= _MOST_PARSED:
+            if len(self.parsed) * head_bytes(self.header) > _MOST_PARSED_BYTES:
                 self.parsed.clear()
             try:
                 layout = self._parse(chunk, self.block_index.head(chunk))

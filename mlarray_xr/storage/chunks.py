@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlarray_xr.errors import ChunkError
-from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, parse_chunk_header
+from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, parse_chunk_header, stands_alone
 from mlarray_xr.storage.libblosc2 import decode_blocks, native_library
 from mlarray_xr.storage.tiles import tile, untile
 
@@ -28,10 +28,8 @@ __all__ = [
 _REPEATED = 3
 _NAN = 2
 _PLUGIN_FORMAT = 6
-# None, shuffle, bitshuffle, truncated precision: those that need neither frame nor other blocks.
-_SELF_CONTAINED = frozenset((0, 1, 2, 4))
-# Delta needs the first block, but no frame.
-_FRAMELESS = _SELF_CONTAINED | {3}
+# None, shuffle, bitshuffle, delta, truncated precision: they need no frame.
+_FRAMELESS = frozenset((0, 1, 2, 3, 4))
 
 
 def decode_chunk(chunk: bytes, *, max_nbytes: int, name: str) -> NDArray[np.uint8]:
@@ -147,7 +145,7 @@ def decode_mini_chunk(mini: bytes, header: FrameHeader, *, name: str) -> NDArray
     """
     nbytes = int.from_bytes(mini[4:8], "little")
     n_blocks = nbytes // header.blocksize
-    if native_library() is None or not _SELF_CONTAINED.issuperset(mini[16:22]):
+    if native_library() is None or not stands_alone(mini):
         decoded = decode_checked_chunk(mini, nbytes=nbytes, name=name)
     else:
         decoded = np.empty(nbytes, np.uint8)

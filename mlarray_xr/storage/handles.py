@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mlarray_xr.storage.remote_source import Source
 
-__all__ = ["MAX_OPEN_FILES", "Reader", "close_reader", "open_readers", "reader_of"]
+__all__ = ["MAX_OPEN_FILES", "Reader", "close_reader", "open_readers", "opened_reader", "reader_of"]
 
 MAX_OPEN_FILES = 128
 
@@ -68,6 +68,12 @@ def reader_of(source: Source, *, check: bool = False) -> Reader:
         with _lock, contextlib.suppress(KeyError):
             _open.move_to_end(key)
     return reader
+
+
+def opened_reader(source: Source, *, check: bool = False) -> Reader | None:
+    """Return this process's reader of a source if it is open; see `reader_of`."""
+    with _lock:
+        return _open.get((source, check)) or _in_memory.get((source, check))
 
 
 def close_reader(source: Source) -> None:

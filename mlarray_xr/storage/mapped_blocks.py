@@ -12,7 +12,7 @@ import numpy as np
 
 from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.block_layout import BlockLayout, mini_chunk
-from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, RAW_FLAG
+from mlarray_xr.format.chunk import CHUNK_HEADER_BYTES, RAW_FLAG, stands_alone
 from mlarray_xr.format.integrity import chunk_place
 from mlarray_xr.planning.grid import box_shape, is_empty
 from mlarray_xr.storage.counters import ReadStats, tallies_of
@@ -44,9 +44,6 @@ _TURN_REQUESTS = 256
 _MOST_CALLS = 2
 # Entry of the chunk table that stands for a chunk of NaN; the other negative ones are zeros.
 _NAN = -0x7E << 56
-_PLUGIN_FORMAT = 6
-# None, shuffle, bitshuffle, truncated precision: those that need neither frame nor other blocks.
-_SELF_CONTAINED = frozenset((0, 1, 2, 4))
 
 
 class MappedBlocks:
@@ -167,7 +164,7 @@ class MappedBlocks:
         values = out.view(self._dtype)
         if offset >= 0:
             head = self._payload[offset : offset + CHUNK_HEADER_BYTES].tobytes()
-            if self._is_native and not is_whole_only and _stands_alone(head):
+            if self._is_native and not is_whole_only and stands_alone(head):
                 self._decode(asked, offset, head, out)
             else:
                 self._read_around(asked, values)
@@ -249,11 +246,6 @@ class MappedBlocks:
         inside = [p - a for p, a in zip(places, low, strict=True)]
         picked = np.ravel_multi_index(inside, counts) if counts else asked.blocks
         out.reshape(-1, *header.blocks)[...] = tiles[picked]
-
-
-def _stands_alone(head: bytes) -> bool:
-    """Tell by its header whether a checked chunk decodes without the frame that it lies in."""
-    return head[2] >> 5 != _PLUGIN_FORMAT and _SELF_CONTAINED.issuperset(head[16:22])
 
 
 def _runs(blocks: list[int]) -> list[tuple[int, int]]:

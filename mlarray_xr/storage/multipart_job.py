@@ -6,13 +6,14 @@ import contextlib
 import os
 import socket
 import time
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlarray_xr.errors import FormatError
+from mlarray_xr.errors import FormatError, MlaWarning, SourceError
 from mlarray_xr.format.integrity import chunk_place
 from mlarray_xr.planning.grid import box_shape
 from mlarray_xr.storage.encode import encode_part
@@ -157,7 +158,10 @@ class MultipartJob:
                     raise
         file_bytes = self._read_back()
         if self.keeps:
-            remove_notes(self.upload.address)
+            try:
+                remove_notes(self.upload.address)
+            except SourceError as error:  # the object is there and complete
+                warnings.warn(str(error), MlaWarning, stacklevel=2)
         return Finished(
             file_bytes=file_bytes,
             seconds=time.perf_counter() - begin,

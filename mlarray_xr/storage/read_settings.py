@@ -83,7 +83,7 @@ def configure(
 ) -> ReadSettings:
     """Change how this process reads remote files; what is left out stays as it is.
 
-    Reads under way go on with what was there when they began.
+    Reads under way take it up with their next request.
 
     Parameters
     ----------

@@ -7,10 +7,12 @@ opening looks at.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
 from collections import OrderedDict, deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlarray_xr.errors import SourceChanged
@@ -33,6 +35,7 @@ __all__ = ["RemoteFile", "close_remote", "pin_remote", "remote_file"]
 
 _HEAD_BYTES, _TAIL_BYTES = 8 << 10, 64 << 10
 _MOST_OPEN = 128
+_MOST_BEFORE_TAIL = 1 << 20
 # Of an index or a trailer that is longer than the tail: many small reads close to each other.
 _READ_AHEAD_BYTES, _MOST_KEPT = 64 << 10, 4
 
@@ -74,9 +77,15 @@ class RemoteFile:
             When the bytes cannot be had.
         """
         stop = min(stop, self.source.size)
-        for piece in (*self._both_ends(), *tuple(self._read_last)):
+        head, tail = self._both_ends()
+        for piece in (head, tail, *tuple(self._read_last)):
             if piece.start <= start and stop <= piece.start + len(piece.data):
                 return piece.data[start - piece.start : stop - piece.start]
+        if stop <= tail.start <= start + _MOST_BEFORE_TAIL and stop - start < _READ_AHEAD_BYTES:
+            # Table and trailer are longer than the tail: the rest of them in one request.
+            data = self.request(start, tail.start).result() + tail.data
+            self._ends = head, replace(tail, data=data, start=start)
+            return data[: stop - start]
         if stop - start >= _READ_AHEAD_BYTES:
             return self.request(start, stop).result()
         data = self.request(start, min(start + _READ_AHEAD_BYTES, self.source.size)).result()
@@ -103,6 +112,9 @@ class RemoteFile:
                 )
                 for piece in (head, tail):
                     self.compare(piece)
+                if ends_digest(head, tail, etag=self.source.etag) != self.source.ends:
+                    msg = f"{self.source.name}: it was replaced since it was opened. Open it again"
+                    raise SourceChanged(msg)
                 self._ends = head, tail
             return self._ends
 
@@ -146,6 +158,13 @@ class RemoteFile:
             f"etag {source.etag} then, {found_size} with {piece.etag} now. Open it again"
         )
         raise SourceChanged(msg)
+
+
+def ends_digest(head: Piece, tail: Piece, *, etag: str | None) -> str:
+    """Return what tells versions of an object apart that has no strong validator; else nothing."""
+    if etag is not None and not etag.startswith(("W/", "w/")):
+        return ""
+    return hashlib.sha256(head.data + tail.data).hexdigest()
 
 
 class _Counted:
@@ -202,7 +221,9 @@ def pin_remote(address: RemoteAddress) -> RemoteSource:
     counted = _open_counted(address, tally)
     head, tail = _fetch_ends(counted, tally)
     size = tail.start + len(tail.data) if tail.size is None else tail.size
-    source = RemoteSource(address=address, size=size, etag=tail.etag)
+    source = RemoteSource(
+        address=address, size=size, etag=tail.etag, ends=ends_digest(head, tail, etag=tail.etag)
+    )
     file = RemoteFile(source, counted, tally)
     file.compare(head)
     with _lock:

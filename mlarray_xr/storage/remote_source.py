@@ -44,8 +44,8 @@ class RemoteAddress:
         return _USER.sub("://", self.url.partition("?")[0])
 
     def __repr__(self) -> str:
-        """Return name and digest: the URL may hold secrets."""
-        return f"RemoteAddress({self.name!r}, digest={self.digest!r})"
+        """Return the name: the URL may hold secrets, and from a digest short ones are guessed."""
+        return f"RemoteAddress({self.name!r})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,9 @@ class RemoteSource:
     """Bytes of the object."""
     etag: str | None
     """Validator that the server gave; None where it gives none."""
+    ends: str = ""
+    """Digest of the first and the last bytes, where there is no strong validator: they hold the
+    table of all chunks, and most often their checksums."""
 
     @property
     def name(self) -> str:
@@ -66,8 +69,8 @@ class RemoteSource:
 
     @property
     def token(self) -> tuple[str | int, ...]:
-        """URL, size, validator, and a digest of the options."""
-        return (self.address.url, self.size, self.etag or "", self.address.digest)
+        """URL, size, validators, and a digest of the options."""
+        return (self.address.url, self.size, self.etag or "", self.ends, self.address.digest)
 
     def check(self) -> None:
         """Nothing to compare: every answer of the server is compared when it arrives."""
@@ -101,6 +104,9 @@ def remote_address(
             "and store= were both given. To fix: a store brings its own options, leave the others "
             "out"
         )
+        raise SourceError(msg)
+    if not all(isinstance(name, str) for name in storage_options or {}):
+        msg = f"storage_options has the names {list(storage_options or {})}. To fix: texts only"
         raise SourceError(msg)
     options = tuple(sorted((storage_options or {}).items()))
     described = json.dumps(options, sort_keys=True, default=repr).encode()

@@ -35,6 +35,7 @@ _MOST_SEEN = 256
 
 _lock = threading.Lock()
 _kept: OrderedDict[_Slab, NDArray[Any]] = OrderedDict()
+_kept_bytes = 0
 # Slabs that one box was read of.
 _seen: OrderedDict[_Slab, None] = OrderedDict()
 
@@ -64,8 +65,8 @@ def read_nearby(
     """
     is_thin = any(stop - start < b for (start, stop), b in zip(box, header.blocks, strict=True))
     limit = read_settings().decoded_cache_bytes
-    if _kept:
-        _trim(limit)  # it may have been lowered
+    if _kept_bytes > limit:  # it was lowered
+        _trim(limit)
     around = surrounding_blocks(box, shape=header.shape, chunks=header.chunks, blocks=header.blocks)
     n_bytes = math.prod(box_shape(around)) * header.typesize
     if not is_thin or n_bytes > limit or around == box:
@@ -80,8 +81,7 @@ def read_nearby(
     if values is None:
         values = np.empty(box_shape(around), header.dtype)
         fill(around, values)
-        with _lock:
-            _kept[slab] = values
+        _keep(slab, values)
         _trim(limit)
     out[...] = values[
         tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(box, around, strict=True))
@@ -104,17 +104,26 @@ def _look_up(slab: _Slab) -> tuple[NDArray[Any] | None, bool]:
         return None, is_known
 
 
+def _keep(slab: _Slab, values: NDArray[Any]) -> None:
+    """Keep a slab, which another thread may have kept meanwhile."""
+    global _kept_bytes
+    with _lock:
+        _kept_bytes += values.nbytes - (_kept[slab].nbytes if slab in _kept else 0)
+        _kept[slab] = values
+
+
 def _trim(limit: int) -> None:
     """Drop the slabs that were not used for longest until the others fit."""
+    global _kept_bytes
     with _lock:
-        while sum(kept.nbytes for kept in _kept.values()) > limit:
-            _kept.popitem(last=False)
+        while _kept_bytes > limit:
+            _kept_bytes -= _kept.popitem(last=False)[1].nbytes
 
 
 def _forget_after_fork() -> None:
     """Start afresh in a forked child, whose memory is counted for itself."""
-    global _lock, _kept, _seen
-    _lock, _kept, _seen = threading.Lock(), OrderedDict(), OrderedDict()
+    global _lock, _kept, _kept_bytes, _seen
+    _lock, _kept, _kept_bytes, _seen = threading.Lock(), OrderedDict(), 0, OrderedDict()
 
 
 if hasattr(os, "register_at_fork"):

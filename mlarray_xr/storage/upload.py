@@ -93,11 +93,19 @@ class StagedUpload:
     """Whether an object that is there is replaced."""
 
     def send(self, path: str) -> None:
-        """Upload the finished file, and remove the folder; see `upload_file`."""
+        """Upload the finished file, and remove the folder; see `upload_file`.
+
+        Where the store does not take it the file stays: making it may have taken hours.
+        """
         try:
             upload_file(path, self.address, overwrite=self.overwrite)
-        finally:
-            self.clean_up()
+        except SourceError as error:
+            kept = f"{self.folder}-kept"  # out of the way of whoever cleans up after the error
+            os.rename(self.folder, kept)
+            file = os.path.join(kept, os.path.basename(path))
+            msg = f"{error}. The finished file is kept as {file}: upload it by other means"
+            raise type(error)(msg) from error
+        self.clean_up()
 
     def clean_up(self) -> None:
         """Remove the folder."""

@@ -121,7 +121,13 @@ def remove_notes(address: RemoteAddress) -> None:
         keys = [{"Key": found["Key"]} for found in told.get("Contents", [])]
         if not keys:
             return
-        s3_request(address, "delete_objects", Delete={"Objects": keys, "Quiet": True})
+        told = s3_request(address, "delete_objects", Delete={"Objects": keys, "Quiet": True})
+        if refused := told.get("Errors"):
+            msg = (
+                f"{address.name}: {len(refused)} notes of a write could not be removed: "
+                f"{refused[0].get('Code')}. To fix: allow to delete objects, or remove them"
+            )
+            raise SourceDenied(msg)
 
 
 def _name(number: int) -> str:
