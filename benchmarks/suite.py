@@ -19,6 +19,7 @@ from benchmarks import (
     writing,
 )
 from benchmarks.data import Workplace
+from mlarray_xr.storage.slab_cache import nothing_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,8 +44,15 @@ BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
 
 
 def run_suite(size: Size, *, names: list[str]) -> Iterator[Table]:
-    """Run some benchmarks and yield each table when it is ready; all files are removed after."""
-    with tempfile.TemporaryDirectory(prefix="mlarray-xr-benchmarks-") as folder:
+    """Run some benchmarks and yield each table when it is ready; all files are removed after.
+
+    Decoded blocks are not kept: thin boxes are read again and again, and would be copied from
+    memory.
+    """
+    with (
+        nothing_kept(),
+        tempfile.TemporaryDirectory(prefix="mlarray-xr-benchmarks-") as folder,
+    ):
         workplace = Workplace(folder=Path(folder), size=size)
         for name in names:
             yield from BENCHMARKS[name](workplace)

@@ -26,6 +26,7 @@ from mlarray_xr.planning.grid import box_shape
 from mlarray_xr.planning.sizes import patch_extents
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.gather import allocate
+from mlarray_xr.storage.slab_cache import nothing_kept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -204,11 +205,12 @@ def time_patches(
     out = allocate((max(math.prod(window), *sizes),), array.dtype)
 
     alone, read = partial(_read, array, out, threads=1), partial(_read, array, out, threads=threads)
-    _warm_up(kinds[0], alone, seconds=seconds / 8, clock=clock)
-    _warm_up(boxes[:_N_WARM_UP], read, seconds=seconds / 8, clock=clock)
     patches = _TimedReads(boxes, read, share=1.0)
     probes = [_TimedReads(kind, alone, share=_PROBE_SHARE) for kind in kinds]
-    _take_turns(patches, probes, seconds=seconds, at_least=count or 1, clock=clock)
+    with nothing_kept():
+        _warm_up(kinds[0], alone, seconds=seconds / 8, clock=clock)
+        _warm_up(boxes[:_N_WARM_UP], read, seconds=seconds / 8, clock=clock)
+        _take_turns(patches, probes, seconds=seconds, at_least=count or 1, clock=clock)
 
     speed = fitted_speed(
         [mean_parts(reads.done, layout) for reads in probes],

@@ -8,6 +8,7 @@ thick as a block, such as patches, never get here.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from mlarray_xr.planning.grid import box_shape, surrounding_blocks
-from mlarray_xr.storage.read_settings import read_settings
+from mlarray_xr.storage.read_settings import configure, read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from numpy.typing import NDArray
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.storage.gather import Fill
 
-__all__ = ["read_nearby"]
+__all__ = ["nothing_kept", "read_nearby"]
 
 _Slab: TypeAlias = "tuple[Hashable, Box]"
 _MOST_SEEN = 256
@@ -87,6 +88,17 @@ def read_nearby(
         tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(box, around, strict=True))
     ]
     return is_read
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Keep nothing while a block runs, in all threads: what is timed is decoded every time."""
+    before = read_settings().decoded_cache_bytes
+    configure(decoded_cache_bytes=0)
+    try:
+        yield
+    finally:
+        configure(decoded_cache_bytes=before)
 
 
 def _look_up(slab: _Slab) -> tuple[NDArray[Any] | None, bool]:
