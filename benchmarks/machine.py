@@ -22,6 +22,9 @@ _LIBRARIES = (
     "tensorstore",
     "h5py",
     "hdf5plugin",
+    "obstore",
+    "fsspec",
+    "cloud-volume",
 )
 
 
