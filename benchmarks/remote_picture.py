@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import blosc2
 import numpy as np
 
 import mlarray_xr
 from benchmarks.data import make_values, random_boxes
 from benchmarks.size import FULL
-from mlarray_xr.format.block_index import BLOCK_INDEX_NAME
 from tests.range_server import RangeServer
-from tests.remote_kit import with_block_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -176,13 +173,15 @@ def _counted(
 def _frames(values: NDArray[Any], patch: int) -> tuple[bytes, bytes]:
     """Return the same file without and with a block index."""
     with tempfile.TemporaryDirectory(prefix="mlarray-xr-picture-") as folder:
-        path = Path(folder) / "volume.mla"
-        mlarray_xr.to_mla(values, path, patch=patch, codec=_CODEC, caches=_CACHES)
-        array = blosc2.ndarray_from_cframe(path.read_bytes(), copy=True)
-    if BLOCK_INDEX_NAME in array.schunk.vlmeta:
-        del array.schunk.vlmeta[BLOCK_INDEX_NAME]
-    plain = array.to_cframe()
-    return plain, with_block_index(plain)
+        frames = []
+        for has_index in (False, True):
+            path = Path(folder) / f"{has_index}.mla"
+            mlarray_xr.to_mla(
+                values, path, patch=patch, codec=_CODEC, caches=_CACHES, block_index=has_index
+            )
+            frames.append(path.read_bytes())
+    plain, indexed = frames
+    return plain, indexed
 
 
 def _words(one: Fetched) -> str:

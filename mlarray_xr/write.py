@@ -125,7 +125,7 @@ def to_mla(
         Written instead of what the object itself says.
     block_index
         Whether the file tells in one place where the blocks of all chunks stand, which takes about
-        0.05 % of it and spares readers of remote files a round trip. None: of URLs.
+        0.04 % of it and spares readers of remote files a round trip. None: of URLs.
     align_chunks
         Whether Dask chunks with borders inside a chunk of the file are rechunked, and what a
         region leaves of a chunk is read and written again; False refuses both.
