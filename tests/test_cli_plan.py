@@ -355,7 +355,7 @@ def test_a_plain_blosc2_file_is_judged(capsys: pytest.CaptureFixture[str]) -> No
         (["missing.mla"], "missing.mla: No such file"),
         (["512x512"], "512x512: No such file"),
         (["."], "directory"),
-        (["https://example.org/a.mla"], "URL"),
+        (["gopher://example.org/a.mla"], "knows no protocol"),
         (["scan.mla", "int16"], "'scan.mla' is no shape"),
         (["512,x", "int16"], "'512,x' is no shape"),
         (["512,-1", "int16"], "is no shape"),

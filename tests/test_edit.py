@@ -352,7 +352,7 @@ def test_errors_say_what_to_do(path: Path) -> None:
         (lambda: reading.write(BOX, NEW), TypeError, r"opened for reading.*mode='r\+'"),
         (lambda: MlaArray(path, mode="w"), ValueError, r"mode='w' is not 'r'"),  # type: ignore[arg-type]
         (lambda: MlaArray(before, mode="r+"), SourceError, "bytes in memory are not edited"),
-        (lambda: MlaArray("s3://a/b.mla", mode="r+"), SourceError, "URLs"),
+        (lambda: MlaArray("gopher://a/b.mla", mode="r+"), SourceError, "gopher"),
         (lambda: MlaArray(path.parent, mode="r+"), SourceError, "a directory"),
         (lambda: array.__setitem__(0, 1 << 20), ConversionError, "do not fit int16"),
         (lambda: array.__setitem__(0, 1.5), ConversionError, r"astype\('<i2'\)"),

@@ -28,7 +28,7 @@ from mlarray_xr.format.integrity import (
 )
 from mlarray_xr.format.limits import Limits
 from mlarray_xr.format.trailer import parse_trailer, unpack_bytes
-from mlarray_xr.storage import frame_file, handles, mapped
+from mlarray_xr.storage import frame_entries, frame_file, frame_sections, handles
 from mlarray_xr.storage.frame_entries import read_integrity
 from mlarray_xr.storage.frame_file import open_frame, read_index, read_payload
 from mlarray_xr.storage.handles import close_reader, open_readers, reader_of
@@ -451,7 +451,7 @@ def test_a_huge_metadata_entry_is_refused_before_it_is_read(
     data = with_entries(path.read_bytes(), mlarray=np.random.default_rng(0).bytes(3 << 20))
     length = len(sections_of(data).trailer)
     # The trailer is within its own limit: it may hold a table.
-    monkeypatch.setattr(frame_file, "trailer_length", lambda *_, **__: length)
+    monkeypatch.setattr(frame_sections, "trailer_length", lambda *_, **__: length)
     monkeypatch.setattr(frame_file, "DEFAULT_LIMITS", Limits(value_bytes=1 << 20))
     source = CountedSource(data)
     with pytest.raises(
@@ -558,7 +558,7 @@ def test_each_chunk_is_compared_once_and_only_when_asked(
     def refuse(source: LocalSource | BytesSource) -> None:
         raise AssertionError("the table is not to be looked for")
 
-    monkeypatch.setattr(mapped, "read_integrity", refuse)
+    monkeypatch.setattr(frame_entries, "read_integrity", refuse)
     read_all(MappedReader(source_of(path)))
     assert compared == []
 

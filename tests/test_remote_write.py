@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -209,14 +210,27 @@ def test_a_failing_task_leaves_nothing(memory: Any) -> None:
     assert list(memory.store) == []
 
 
-def test_a_failing_upload_leaves_nothing(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_failing_upload_the_finished_file_is_kept(
+    memory: Any, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any, **keywords: Any) -> None:
         raise OSError("cut")
 
     monkeypatch.setattr(type(memory), "cp_file", fail)
-    with pytest.raises(SourceError, match=r"memory://bucket/a\.mla: could not be written.*cut"):
+    with pytest.raises(SourceError, match=r"a\.mla: could not be written.*cut.*kept as") as raised:
         mlarray_xr.to_mla(VALUES, "memory://bucket/a.mla", **LAYOUT)
     assert list(memory.store) == []
+    np.testing.assert_array_equal(take_kept(scratch, str(raised.value)), VALUES)
+
+
+def take_kept(scratch: Path, message: str) -> NDArray[Any]:
+    """Read and remove the file that an error names, and nothing else is there."""
+    (folder,) = scratch.iterdir()
+    (file,) = folder.iterdir()
+    assert f"is kept as {file}: " in message
+    values: NDArray[Any] = mlarray_xr.MlaArray(file)[...]
+    shutil.rmtree(folder)
+    return values
 
 
 @pytest.mark.parametrize("client", ["obstore", "fsspec"])
@@ -808,7 +822,7 @@ def test_a_missing_bucket_is_named(s3: S3Server) -> None:
 
 @pytest.mark.parametrize("client", ["s3fs", "obstore"])
 def test_credentials_that_are_refused_are_not_shown(
-    s3: S3Server, monkeypatch: pytest.MonkeyPatch, client: str
+    s3: S3Server, scratch: Path, monkeypatch: pytest.MonkeyPatch, client: str
 ) -> None:
     def refuse(*args: Any, **keywords: Any) -> None:
         raise PermissionError("AccessDenied for secretkey at http://u:p@host/?sig=x")
@@ -824,6 +838,8 @@ def test_credentials_that_are_refused_are_not_shown(
     assert not {"secretkey", "sig=x", "u:p"} & set(str(raised.value).split())
     assert "secretkey" not in str(raised.value)
     assert "sig=" not in str(raised.value)
+    if client == "obstore":
+        np.testing.assert_array_equal(take_kept(scratch, str(raised.value)), VALUES)
 
 
 def test_an_object_that_somebody_else_wrote_is_noticed(
