@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-__all__ = ["are_requests_waiting", "submit_request"]
+__all__ = ["submit_request"]
 
 _Answer = TypeVar("_Answer")
 
@@ -40,13 +40,6 @@ def submit_request(send: Callable[[], _Answer]) -> Future[_Answer]:
             if retired is not None:
                 retired.shutdown(wait=False)  # what was submitted still runs
         return _pool.submit(send)
-
-
-def are_requests_waiting() -> bool:
-    """Tell whether as many requests wait as may be under way at the same time."""
-    with _lock:
-        n_waiting = 0 if _pool is None else _pool._work_queue.qsize()  # noqa: SLF001 - not public
-        return n_waiting >= _pool_size > 0
 
 
 def _forget_after_fork() -> None:
