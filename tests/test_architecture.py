@@ -50,13 +50,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "storage",
         "source remote_source piece retry remote_dialects remote_options transport_failures "
-        "transport_fsspec transport_obstore transport page_file disk_cache read_settings "
-        "counters request_pool interleaved remote_file random_access libblosc2 portable chunks "
-        "tiles read_pool frame_sections frame_file frame_entries block_request block_cache "
+        "transport_fsspec transport_obstore transport page_file disk_cache read_settings counters "
+        "request_pool interleaved remote_file random_access libblosc2 portable chunks tiles "
+        "read_pool frame_sections frame_file frame_entries block_request block_cache "
         "mapped_blocks mapped chunk_load ranged handles address point_gather slab_cache gather "
-        "planning_record encode ordered_tasks trial publication json_record staging segments "
-        "frame_template frame_ends joining assembly frame_lock editable frame_edit edit job "
-        "canvas inspection upload upload_notes portions multipart multipart_job",
+        "planning_record encode ordered_tasks trial publication json_record process_identity "
+        "staging segments frame_template frame_ends joining assembly frame_lock editable "
+        "frame_edit edit job canvas inspection upload upload_notes portions multipart "
+        "multipart_job",
     ),
     ("axes", "geometry"),
     ("file_array", "points"),

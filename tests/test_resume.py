@@ -28,7 +28,7 @@ from mlarray_xr.format.metadata import Metadata
 from mlarray_xr.planning.write_plan import Parts
 from mlarray_xr.storage import encode
 from mlarray_xr.storage.assembly import FrameWriter
-from mlarray_xr.storage.staging import _this_process
+from mlarray_xr.storage.process_identity import this_process
 from tests.write_kit import check_file, folder_of, names_in, segments_in
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ class InterruptedWrites(RuleBasedStateMachine):
         """Leave the folder as a process does that was killed."""
         folder = folder_of(self.target)
         ended = subprocess_that_ended()
-        owner = {**_this_process(), "pid": ended, "claim_id": HEX}
+        owner = {**this_process(), "pid": ended, "claim_id": HEX}
         (folder / "owner.json").write_text(json.dumps(owner))
         (folder / f"0000000001.{HEX}.tmp").write_bytes(b"half a segment")
         self.is_ours = False

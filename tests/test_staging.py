@@ -21,7 +21,10 @@ import pytest
 
 import mlarray_xr
 from mlarray_xr.errors import ConversionError, SourceError, TargetBusy
+from mlarray_xr.storage import process_identity
 from mlarray_xr.storage import staging as staging_module
+from mlarray_xr.storage.json_record import replace_record
+from mlarray_xr.storage.process_identity import this_process
 from mlarray_xr.storage.staging import Staging, claim, owned, staging_folder
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def leave_owner(target: Path, owner: Any) -> Path:
 
 def record(**fields: Any) -> dict[str, Any]:
     """Return the record of an owner like this process, but for some fields."""
-    return {**staging_module._this_process(), "claim_id": HEX, **fields}
+    return {**this_process(), "claim_id": HEX, **fields}
 
 
 # Who owns a folder
@@ -205,11 +208,11 @@ def test_what_cannot_be_looked_at_is_not_dead(
 ) -> None:
     """A process out of file descriptors cannot read /proc."""
     begin(tmp_path / "a.mla")
-    started = staging_module._started
+    started = process_identity._started
     monkeypatch.setattr(
-        staging_module,
+        process_identity,
         "_started",
-        lambda pid: "" if sys._getframe(1).f_code.co_name == "_is_dead" else started(pid),
+        lambda pid: "" if sys._getframe(1).f_code.co_name == "is_dead" else started(pid),
     )
     with pytest.raises(TargetBusy):
         begin(tmp_path / "a.mla")
@@ -292,6 +295,26 @@ def test_folders_that_come_and_go(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(work, range(4))) > 0
+    assert names_in(tmp_path) == []
+
+
+def test_a_plan_that_is_cleared_away_is_recorded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, n_taken = replace_record, 0
+
+    def taken_first(path: str, plan: Any) -> None:
+        nonlocal n_taken
+        n_taken += 1
+        if n_taken == 1:
+            raise FileNotFoundError(path)
+        record(path, plan)
+
+    monkeypatch.setattr(staging_module, "replace_record", taken_first)
+    mine = begin(tmp_path / "a.mla")
+    mine.check()
+    assert n_taken == 2
+    mine.remove()
     assert names_in(tmp_path) == []
 
 

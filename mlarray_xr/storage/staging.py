@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import socket
 import stat
 import uuid
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from mlarray_xr.storage.json_record import (
     remove_file,
     replace_record,
 )
+from mlarray_xr.storage.process_identity import is_dead, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,7 +149,7 @@ def claim(target: str, plan: Mapping[str, Any], *, resume: bool) -> tuple[Stagin
         else:
             _clear(folder)
             found = {**plan, "write_id": uuid.uuid4().hex}
-            replace_record(os.path.join(folder, _PLAN), found)
+            _record_plan(folder, found)
     except BaseException:
         _disown(folder, owner["claim_id"])
         raise
@@ -210,7 +210,7 @@ def _own(folder: str, target: str, *, resume: bool) -> tuple[dict[str, Any], dic
     Returns the record, and the plan when it is shared.
     """
     path = os.path.join(folder, _OWNER)
-    mine = {**_this_process(), "claim_id": uuid.uuid4().hex}
+    mine = {**this_process(), "claim_id": uuid.uuid4().hex}
     for _ in range(_ATTEMPTS):
         if _create_owner(folder, mine):
             return mine, None
@@ -220,7 +220,7 @@ def _own(folder: str, target: str, *, resume: bool) -> tuple[dict[str, Any], dic
         is_mine = {**mine, "claim_id": owner.get("claim_id")} == owner
         if resume and is_mine and (plan := _read_plan(folder)) is not None:
             return owner, plan
-        if not _is_dead(owner):
+        if not is_dead(owner):
             break
         _depose(path, owner)
     raise _busy(folder, target)
@@ -259,7 +259,7 @@ def _busy(folder: str, target: str) -> TargetBusy:
     wait = "wait"
     if "pid" in owner:
         who = f"process {owner['pid']} on {owner.get('host')!r}"
-        if {**_this_process(), "claim_id": owner.get("claim_id")} == owner:
+        if {**this_process(), "claim_id": owner.get("claim_id")} == owner:
             wait = "that is this process: compute the Delayed that it has, or wait"
     return TargetBusy(
         f"{target}: {who} is writing it. To fix: (1) {wait}; (2) if nobody is for certain, remove "
@@ -290,67 +290,6 @@ def _locked(path: str) -> Iterator[None]:
         yield
 
 
-def _this_process() -> dict[str, Any]:
-    """Return what tells whether this process is still alive, from any process of this machine."""
-    return {
-        "host": socket.gethostname(),
-        "boot": _text_of("/proc/sys/kernel/random/boot_id"),
-        "pid_namespace": _link_of("/proc/self/ns/pid"),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-    }
-
-
-def _is_dead(owner: Mapping[str, Any]) -> bool:
-    """Tell whether an owner is dead for certain: one of another machine never is."""
-    here = _this_process()
-    # On Windows the question would not be a question: os.kill ends or interrupts the process.
-    if owner.get("host") != here["host"] or os.name != "posix":
-        return False
-    if owner.get("boot") != here["boot"]:
-        return bool(here["boot"] and owner.get("boot"))
-    pid = owner.get("pid")
-    if owner.get("pid_namespace") != here["pid_namespace"] or not isinstance(pid, int) or pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    now = _started(pid)
-    return bool(now and owner.get("started")) and now != owner["started"]
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, in ticks since boot; numbers of processes are used again.
-
-    Nothing where it cannot be told, ``"ended"`` of one that only waits to be noticed by its parent.
-    """
-    # Fields 3 and 22; the second one is the name in parentheses, which may hold spaces.
-    fields = _text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    if len(fields) < 20:
-        return ""
-    return "ended" if fields[0] in "ZX" else fields[19]
-
-
-def _text_of(path: str) -> str:
-    """Return the text of a file of the kernel; nothing where there is none."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read(4096).strip()
-    except OSError:
-        return ""
-
-
-def _link_of(path: str) -> str:
-    """Return where a link of the kernel points; nothing where there is none."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
-
-
 def _check_same(found: Mapping[str, Any], plan: Mapping[str, Any], folder: str) -> None:
     """Refuse to mix the work of two plans."""
     then, now = found.get("fingerprint"), plan["fingerprint"]
@@ -367,6 +306,19 @@ def _check_same(found: Mapping[str, Any], plan: Mapping[str, Any], folder: str) 
         "(1) resume with what was written then; (2) resume=False starts over"
     )
     raise ConversionError(msg)
+
+
+def _record_plan(folder: str, plan: Mapping[str, Any]) -> None:
+    """Record the plan of a folder that is owned.
+
+    A writer that just ended may still clear it, and take the record before it has its name.
+    """
+    path = os.path.join(folder, _PLAN)
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            replace_record(path, plan)
+            return
+    replace_record(path, plan)
 
 
 def _read_plan(folder: str) -> dict[str, Any] | None:
