@@ -11,6 +11,7 @@ from mlarray_xr.planning.grid import box_shape, check_box, is_empty
 from mlarray_xr.planning.selection import PointSelection, is_scalar_key, plan_selection
 from mlarray_xr.planning.shaped import Shaped
 from mlarray_xr.storage.counters import ReadStats, tallies_of
+from mlarray_xr.storage.frame_entries import read_integrity
 from mlarray_xr.storage.gather import allocate, check_out, gather_outer
 from mlarray_xr.storage.handles import close_reader, opened_reader, reader_of
 from mlarray_xr.storage.point_gather import gather_points
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from mlarray_xr.format.frame import FrameHeader
+    from mlarray_xr.format.integrity import ChunkStatistics
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.selection import OuterSelection
     from mlarray_xr.storage.handles import Reader
@@ -220,6 +222,38 @@ class FileArray(Shaped):
             # Without opening a reader, which asks the server.
             return remote_file(self._source).tally.snapshot()
         return ReadStats() if reader is None else reader.tally.snapshot()
+
+    def chunk_statistics(self) -> ChunkStatistics | None:
+        """Return the value ranges of all chunks, as the writer recorded them; reads no chunk.
+
+        Returns
+        -------
+        ChunkStatistics or None
+            In C order of the chunk grid. None when the file has none, when another program has
+            changed chunks since, and when they cannot be read: the chunks tell the same.
+
+        Raises
+        ------
+        SourceChanged
+            When the file changed since it was opened.
+
+        Examples
+        --------
+        >>> import numpy as np, mlarray_xr
+        >>> _ = mlarray_xr.to_mla(np.arange(8), "ranges.mla", chunks=4, blocks=4)
+        >>> mlarray_xr.MlaArray("ranges.mla").chunk_statistics().greatest
+        array([3, 7])
+        """
+        with self._turn, contextlib.suppress(FormatError):
+            recorded, header = read_integrity(self._source), self._header
+            # Whoever replaces chunks leaves a payload of another length.
+            if (
+                recorded is not None
+                and recorded.payload_len == header.payload_len
+                and not recorded.differences(header)
+            ):
+                return recorded.statistics
+        return None
 
     def _fill(self, box: Box, out: NDArray[Any], *, threads: int | None) -> None:
         """Fill a checked buffer with a checked box."""

@@ -37,15 +37,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     folder(
         "format",
-        "limits plain_pickle plain_msgpack metadata entry generations metadata_codec cursor "
-        "frame trailer chunk block_layout column integrity block_index planning_entry",
+        "limits pickle_machine pickle_numpy plain_pickle pickle_arrays plain_msgpack metadata "
+        "entry generations metadata_codec cursor frame trailer chunk block_layout column "
+        "integrity block_index planning_entry",
     ),
     folder(
         "planning",
         "byte_amount byte_ranges grid selection point_groups interpolation point_plan shaped "
         "assignment region codec codec_cost cache_probes caches sizes access touching read_cost "
         "explanation nodes layout reference_rules blosc2_choice layout_score layout_search "
-        "layout_plan layout_request codec_choice write_plan",
+        "layout_plan layout_request codec_choice write_plan "
+        "draw sample_space patch_place padding foreground recorded_foreground sampling "
+        "random_patches foreground_patches slices patch_weights grid_patches epoch_order",
     ),
     folder(
         "storage",
@@ -75,6 +78,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "remote_write",
     ),
     ("write", "creation", "verification", "labelled_points", "accessor"),
+    folder(
+        "ml",
+        "class_counts foreground_parts counts_file foreground_index volume subject_record "
+        "alignment nnunet collection_folder collection_files collection_table collection_split "
+        "collection_steps collection_pending collection_views collection subject_volumes "
+        "patch_samples overlap_mean prediction_metadata prediction_writer aggregator "
+        "inference_source scaling torch_slots torch_batch torch_dataset torch_sampler "
+        "torch_stream torch_loading torch_loaders torch_inference torch monai_region monai_reader "
+        "monai_loading monai_samples monai torchio_volume torchio_tensor torchio_sampler torchio",
+    ),
     folder(
         "foreign",
         "image origin scratch reopened raw packed positions labelled "
@@ -125,6 +138,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydicom": ("foreign.dicom",),
     "tqdm": ("cli_progress",),
     "PIL": ("explore.preview",),
+    "torch": ("ml.torch", "ml.monai"),
+    "monai": ("ml.monai",),
+    "torchio": ("ml.torchio",),
 }
 # Only here may a function import our own modules: everything else imports them at its top.
 LAZY_DOORS = ("", "accessor", "cli")

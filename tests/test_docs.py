@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Those that train: tests/test_training_examples.py.
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "train_" not in path.name]
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z")

@@ -68,9 +68,12 @@ def read_nearby(
     limit = read_settings().decoded_cache_bytes
     if _kept_bytes > limit:  # it was lowered
         _trim(limit)
+    if not is_thin or not limit:
+        fill(box, out)
+        return True
     around = surrounding_blocks(box, shape=header.shape, chunks=header.chunks, blocks=header.blocks)
     n_bytes = math.prod(box_shape(around)) * header.typesize
-    if not is_thin or n_bytes > limit or around == box:
+    if n_bytes > limit or around == box:
         fill(box, out)
         return True
     slab = (file, around)

@@ -1,0 +1,1 @@
+"""Training and inference: collections of files, patches of them, and bridges to libraries."""

@@ -1,0 +1,127 @@
+"""Loading: how samples become batches, which every loader hands to `DataLoader` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from mlarray_xr.errors import LayoutError
+from mlarray_xr.ml.collection import Collection
+from mlarray_xr.ml.torch_batch import collate_patches
+from mlarray_xr.planning.foreground import Foreground
+from mlarray_xr.planning.foreground_patches import ForegroundPatches
+from mlarray_xr.planning.random_patches import RandomPatches
+from mlarray_xr.planning.slices import WholeVolume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+    from mlarray_xr.ml.torch_dataset import PatchDataset
+    from mlarray_xr.planning.sampling import Sampling
+    from mlarray_xr.planning.sizes import Sizes
+
+__all__ = ["Loading", "labelled", "random_sampling", "sampling_around"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """What `DataLoader` is told besides dataset and sampler; see there."""
+
+    batch_size: int
+    num_workers: int
+    pin_memory: bool
+    persistent_workers: bool = False
+    drop_last: bool = False
+    prefetch_factor: int | None = None
+    generator: torch.Generator | None = None
+    collate_fn: Callable[[Sequence[dict[str, Any]]], Any] | None = None
+    multiprocessing_context: str | None = None
+
+    def loader(self, dataset: PatchDataset, *, sampler: Sampler[Any] | None) -> DataLoader[Any]:
+        """Make the loader.
+
+        Raises
+        ------
+        ValueError
+            When there are too few samples for one batch and smaller ones are dropped.
+        """
+        n = len(sampler) if sampler is not None and hasattr(sampler, "__len__") else len(dataset)
+        if self.drop_last and n < self.batch_size:
+            msg = (
+                f"{n} samples are no batch of {self.batch_size}, and smaller ones are dropped: the "
+                "loader would be empty. To fix: (1) more patches_per_volume; (2) a smaller "
+                "batch_size; (3) drop_last=False"
+            )
+            raise ValueError(msg)
+        has_workers = self.num_workers > 0
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=dataset.pin_memory,
+            persistent_workers=self.persistent_workers and has_workers,
+            drop_last=self.drop_last,
+            prefetch_factor=self.prefetch_factor if has_workers else None,
+            generator=self.generator,
+            collate_fn=self.collate_fn or collate_patches,
+            multiprocessing_context=self.multiprocessing_context if has_workers else None,
+        )
+
+    @property
+    def pins(self) -> bool:
+        """Whether memory is pinned: when asked for, and a device is there that it helps."""
+        return self.pin_memory and torch.cuda.is_available()
+
+
+def labelled(
+    collection: Collection | Mapping[str, Any] | Sequence[str],
+    labels: str | Mapping[str, Any] | pd.Series[Any] | None,
+) -> tuple[Collection, str | None]:
+    """Return the collection with its labels, and the name of their column."""
+    if not isinstance(collection, Collection):
+        collection = Collection.from_files(collection)
+    if labels is None or isinstance(labels, str):
+        return collection, labels
+    return collection.join(labels), "label"
+
+
+def random_sampling(patch_size: Sizes | None, patches_per_volume: int) -> Sampling:
+    """Return what takes random patches, or volumes whole."""
+    if patch_size is not None:
+        return RandomPatches(patch_size, patches_per_volume=patches_per_volume)
+    if patches_per_volume != 1:
+        msg = f"patches_per_volume={patches_per_volume} without patch_size: give one"
+        raise LayoutError(msg)
+    return WholeVolume()
+
+
+def sampling_around(
+    patch_size: Sizes | None,
+    patches_per_volume: int,
+    wanted: bool | float | Mapping[float, float] | Foreground,
+) -> Sampling:
+    """Return what takes patches around foreground, as often as it is wanted."""
+    if wanted is False or wanted == 0:
+        return random_sampling(patch_size, patches_per_volume)
+    if patch_size is None:
+        msg = f"foreground_sampling={wanted!r} without patch_size: give one"
+        raise LayoutError(msg)
+    if isinstance(wanted, Foreground):
+        foreground = wanted
+    elif isinstance(wanted, Mapping):
+        foreground = Foreground(classes=wanted)
+    else:
+        foreground = Foreground()
+    return ForegroundPatches(
+        patch_size,
+        foreground=foreground,
+        probability=float(wanted) if isinstance(wanted, int | float) else 1.0,
+        patches_per_volume=patches_per_volume,
+    )

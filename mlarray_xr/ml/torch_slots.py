@@ -1,0 +1,169 @@
+"""Slots: shared memory that a worker fills again once its parent has let go of the batch in it.
+
+One of the package's few pieces of state: a worker's slots, and what its parent has mapped of them.
+PyTorch makes a shared file for each batch, sends its descriptor through a socket, and both sides
+touch every page for the first time: of a batch of 64 cubed that takes longer than decoding it. A
+slot is made, sent and touched once. Its last byte says whether the parent has a batch in it.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["PackedSlot", "pack_slot", "shared_memory", "take_slot", "unpack_slot"]
+
+# Of all slots of a worker; batches beyond that go PyTorch's way.
+_MOST_BYTES = 96 << 20
+_TAIL_BYTES = 64
+
+# Of a worker: its slots, and the same by address.
+_slots: dict[int, _Slot] = {}
+# Of the parent: what it has mapped, by worker and number.
+_mapped: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+
+class _Slot:
+    """One slot, as its worker sees it."""
+
+    def __init__(self, number: int, n_bytes: int) -> None:
+        self.number = number
+        self.whole = shared_memory((n_bytes + _TAIL_BYTES,), torch.uint8)
+        self.content = self.whole.numpy()
+        self.content[-1] = 0
+        self.is_known = self.is_sent = False
+        self._lent: weakref.ref[NDArray[Any]] | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that fit."""
+        return len(self.content) - _TAIL_BYTES
+
+    @property
+    def is_free(self) -> bool:
+        """Whether neither this process nor its parent holds the last batch any more."""
+        is_held_here = self._lent is not None and self._lent() is not None
+        return not is_held_here and not (self.is_sent and self.content[-1])
+
+    def lend(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
+        """Return a tensor in the slot."""
+        values = _values(self.content, shape, dtype)
+        self._lent, self.is_sent = weakref.ref(values), False
+        return torch.from_numpy(values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedSlot:
+    """A batch on its way to the parent: where it lies."""
+
+    worker: int
+    """Number of the worker's process."""
+    number: int
+    """Of its slot."""
+    whole: torch.Tensor | None
+    """The slot itself when it is sent for the first time."""
+    shape: tuple[int, ...]
+    """Extents of the batch."""
+    dtype: np.dtype[Any]
+    """Type of the elements."""
+
+
+def take_slot(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor | None:
+    """Return memory for a batch in a free slot of this worker; None when there is none.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the batch.
+    """
+    n_bytes = math.prod(shape) * dtype.itemsize
+    slots = [*_slots.values()]
+    slot = next((each for each in slots if each.n_bytes >= n_bytes and each.is_free), None)
+    if slot is None:
+        if n_bytes + sum(each.n_bytes for each in slots) > _MOST_BYTES:
+            return None
+        slot = _Slot(len(slots), n_bytes)
+        _slots[slot.whole.data_ptr()] = slot
+    return slot.lend(shape, dtype)
+
+
+def pack_slot(tensor: torch.Tensor) -> PackedSlot | None:
+    """Return what the parent needs to find a batch; None when it lies in no slot.
+
+    From now on the slot is the parent's until that lets go of the batch.
+    """
+    slot = _slots.get(tensor.data_ptr())
+    if slot is None or not tensor.is_contiguous() or tensor.nbytes > slot.n_bytes:
+        return None
+    whole = None if slot.is_known else slot.whole
+    slot.content[-1], slot.is_sent, slot.is_known = 1, True, True
+    dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    return PackedSlot(
+        worker=os.getpid(),
+        number=slot.number,
+        whole=whole,
+        shape=tuple(tensor.shape),
+        dtype=dtype,
+    )
+
+
+def unpack_slot(packed: PackedSlot) -> torch.Tensor:
+    """Return the batch; when the last tensor of it is gone, the worker may fill the slot again."""
+    key = (packed.worker, packed.number)
+    if packed.whole is not None:
+        _forget_workers_that_ended()
+        _mapped[key] = packed.whole.numpy()
+    content = _mapped[key]
+    values = _values(content, packed.shape, packed.dtype)
+    # Not at exit: there may be tensors that outlive it.
+    weakref.finalize(values, _let_go, content, os.getpid()).atexit = False
+    return torch.from_numpy(values)
+
+
+def shared_memory(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return uninitialised memory that processes share, as `default_collate` makes it."""
+    none = torch.empty(0, dtype=dtype)
+    storage = none._typed_storage()._new_shared(math.prod(shape))  # noqa: SLF001 - not public
+    return none.new(storage).resize_(shape)
+
+
+def _values(
+    content: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return an array in a slot, an object of its own whose end can be waited for."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    values: NDArray[Any] = content[:n_bytes].view(dtype).reshape(shape)
+    return values
+
+
+def _let_go(content: NDArray[np.uint8], process: int) -> None:
+    """Tell the worker that a batch is gone, unless only a forked copy of it is."""
+    if os.getpid() == process:
+        content[-1] = 0
+
+
+def _forget_workers_that_ended() -> None:
+    """Unmap the slots of workers that are no more."""
+    alive = {child.pid for child in multiprocessing.active_children()}
+    for key in [key for key in _mapped if key[0] not in alive]:
+        del _mapped[key]
+
+
+def _forget_after_fork() -> None:
+    """Start without slots in a forked child: those of the parent are not its own."""
+    global _slots, _mapped
+    _slots, _mapped = {}, {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
