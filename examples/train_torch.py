@@ -109,6 +109,7 @@ def main() -> None:
         model = TinyUNet()
         losses = train(loader, model, steps=options.steps, seconds=options.seconds)
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")
+        model.eval()
         report = predict_volume(
             lambda image: model((image.float() - 100) / 60),
             files["t1"],

@@ -140,7 +140,7 @@ def main() -> None:
         model = TinyUNet()
         train(dataset, model, steps=options.steps, seconds=options.seconds)
         # A region around the centre, which is all that is read of it.
-        subject = tio.CropOrPad(REGION)(dataset[0])
+        subject = tio.CropOrPad(REGION, only_crop=True)(dataset[0])
         predicted, target = predict(subject, model) > 0.5, subject.gm.data > 0
         dice = 2 * (predicted & target).sum() / (predicted.sum() + target.sum())
         print(f"Dice in the middle {subject.spatial_shape}: {dice:.3f}")

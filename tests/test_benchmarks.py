@@ -23,6 +23,9 @@ from benchmarks.report import Goal, Row, Table, render
 from benchmarks.size import FULL, SMOKE
 from benchmarks.suite import BENCHMARKS, run_suite
 from benchmarks.timing import Samples, time_paired
+from benchmarks.training import MINE, RATES
+from benchmarks.training_plot import draw_training, is_rates
+from benchmarks.training_readers import MEMORY_MAP, MEMORY_MAP_COPY, MLARRAY, OURS, RADIOBJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +137,36 @@ def test_writing_on_a_cluster_is_held_against_zarr(tables: list[Table]) -> None:
 def test_encoding_is_held_against_the_codec_alone(tables: list[Table]) -> None:
     found = [row.case for row in rows_of(tables, "encode-rate")]
     assert found == ["lz4hc-8", "zstd-1", "lz4-5-bitshuffle"]
+
+
+def test_training_compares_ours_on_every_file_and_says_who_is_missing(tables: list[Table]) -> None:
+    rates = [table for table in tables if is_rates(table)]
+    assert [table.title for table in rates] == [RATES.format(workers) for workers in (0, 2)]
+    for table in rates:
+        assert [row.case for row in table.rows if row.contender == MINE] == [
+            f"24 cubed, {layout}" for layout in OURS
+        ]
+        assert {row.contender for row in table.rows if row.ratio is not None} == {
+            MLARRAY, MEMORY_MAP, MEMORY_MAP_COPY,
+        }  # fmt: skip
+        assert [skip.contender for skip in table.skips] == [RADIOBJECT]
+    costs = {row.case for row in rows_of(tables, "training") if row.unit in ("MB", "ms")}
+    assert "first batch of 8 files, 2 workers" in costs
+    if sys.platform == "linux":
+        assert "memory of each worker, 24 cubed, 2 workers" in costs
+
+
+def test_the_picture_of_training_has_a_bar_for_every_loader(
+    tables: list[Table], tmp_path: Path
+) -> None:
+    rates = [table for table in tables if is_rates(table)]
+    paths = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for path in paths:
+        draw_training(rates, path)
+    text = paths[0].read_text(encoding="utf-8")
+    for name in (MLARRAY, MEMORY_MAP, *(f"{MINE}, {layout}" for layout in OURS)):
+        assert f">{name}<" in text
+    assert text == paths[1].read_text(encoding="utf-8")
 
 
 def test_the_temporary_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from monai.data.dataloader import DataLoader
 from monai.data.dataset import Dataset
 from monai.data.meta_obj import set_track_meta
@@ -32,7 +33,7 @@ from monai.transforms.spatial.dictionary import Orientationd, RandFlipd, RandRot
 from monai.transforms.utility.dictionary import EnsureChannelFirstd
 
 import mlarray_xr
-from mlarray_xr.errors import GeometryError, LayoutError
+from mlarray_xr.errors import ConversionError, GeometryError, LayoutError
 from mlarray_xr.format.metadata import Metadata, Spatial
 from mlarray_xr.ml.monai import AsMetaTensord, LoadMlad, MlaReader
 from mlarray_xr.ml.torch import (
@@ -41,6 +42,7 @@ from mlarray_xr.ml.torch import (
     RandomPatches,
     Slices2D,
     create_segmentation_dataloader,
+    create_training_dataloader,
 )
 from tests.package_source import ROOT
 from tests.range_server import RangeServer
@@ -524,7 +526,7 @@ def ramp_dataset(transform: Any, sampling: Any = None, affine: Any = OBLIQUE) ->
 def test_patches_become_meta_tensors(folder: Path) -> None:
     plain = ramp_dataset(None)
     sample, turned = plain[1], AsMetaTensord(["image", "mask"])(plain[1])
-    assert turned.keys() == sample.keys() - {"affine", "coord_system"}
+    assert turned.keys() == sample.keys() - {"affine", "axes", "coord_system"}
     image, mask = turned["image"], turned["mask"]
     assert isinstance(image, MetaTensor)
     assert isinstance(mask, MetaTensor)
@@ -575,6 +577,41 @@ def test_a_slice_has_the_affine_of_its_plane(folder: Path, dim: str) -> None:
     np.testing.assert_array_equal(image.affine, expected)
     resampled: Any = Spacingd("image", pixdim=(0.5, 0.5))({"image": image})["image"]
     np.testing.assert_allclose(resampled.pixdim, [0.5, 0.5])
+
+
+def test_the_axis_that_a_slice_lacks_is_not_guessed(folder: Path) -> None:
+    coords = {"z": [5.0], "y": 2.0 * np.arange(4), "x": 3.0 * np.arange(5)}
+    flat = xr.DataArray(np.zeros((1, 4, 5), "i2"), dims=("z", "y", "x"), coords=coords)
+    mlarray_xr.to_mla(flat.assign_attrs(coord_system="RAS"), "flat.mla")
+    dataset = PatchDataset(["flat.mla"], sampling=Slices2D("y"), transform=AsMetaTensord("image"))
+    image = dataset[2]["image"]
+    assert tuple(image.shape) == (1, 1, 5)
+    assert [row[-1] for row in image.affine.tolist()[:-1]] == [0.0, 5.0]
+    assert image.affine[0, 1] == 3
+
+
+def test_axes_that_are_not_spatial_are_refused(folder: Path) -> None:
+    series = xr.DataArray(np.zeros((3, 4, 5, 6), "i2"), dims=("time", "z", "y", "x"))
+    mlarray_xr.to_mla(series, "series.mla")
+    to_meta = AsMetaTensord("image")
+    with pytest.raises(ConversionError, match="not spatial"):
+        PatchDataset(["series.mla"], sampling=RandomPatches(2), transform=to_meta)[0]
+    frames = PatchDataset(["series.mla"], sampling=Slices2D("time"), transform=to_meta)
+    assert tuple(frames[1]["image"].affine.shape) == (4, 4)
+
+
+@pytest.mark.parametrize("size", [8, 40])
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_meta_tensors_stay_what_they_are(folder: Path, size: int, n_workers: int) -> None:
+    mlarray_xr.to_mla(np.zeros((40, 40, 40), "i2"), "zeros.mla")
+    loader = create_training_dataloader(
+        ["zeros.mla"],
+        patch_size=size,
+        patches_per_volume=4,
+        num_workers=n_workers,
+        transform=AsMetaTensord("image"),
+    )
+    assert isinstance(next(iter(loader))["image"], MetaTensor)
 
 
 @pytest.mark.parametrize("collate", [list_data_collate, pad_list_data_collate])

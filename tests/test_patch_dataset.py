@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import pickle
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from torch.utils.data import DataLoader, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, default_collate
 
 import mlarray_xr
 from mlarray_xr.errors import ChunkError, ConversionError, GeometryError, LayoutError, MlaError
 from mlarray_xr.ml.torch import (
     Collection,
+    ForegroundPatches,
     IterablePatchDataset,
     Padding,
     PatchDataset,
@@ -229,22 +231,57 @@ def test_a_stream_gives_every_sample_of_its_rank_once(
             dataset, batch_size=3, rank=rank, world_size=2, drop_last=False
         )
         loader: DataLoader[Any] = DataLoader(stream, batch_size=None, num_workers=n_workers)
-        batches = [batch["index"].tolist() for batch in loader]
-        plain = [batch["index"].tolist() for batch in stream]
-        assert batches == plain
-        assert len(batches) == len(stream)
-        found += [index for batch in batches for index in batch]
-        stream.set_epoch(1)
-        assert [batch["index"].tolist() for batch in stream] != plain
-        stream.set_epoch(0)
-    assert sorted(found) == list(range(15))
+
+        def epoch(batches: Any) -> list[Any]:
+            return [(batch["index"].tolist(), batch["box"].tolist()) for batch in batches]
+
+        first, second = epoch(loader), epoch(loader)
+        assert first != second
+        for again in (first, second):
+            stream.set_epoch(0 if again is first else 1)
+            assert epoch(stream) == again
+        assert len(first) == len(stream)
+        found += [index for indices, _ in first for index in indices]
+    # Both ranks take seven of the fifteen.
+    assert len(found) == len({*found} & {*range(15)}) == 14
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_epochs_reach_the_workers_of_a_copy(collection: Collection, copied: Any) -> None:
+    dataset = copied(
+        PatchDataset(collection, sampling=RandomPatches(8, patches_per_volume=4), image="ct")
+    )
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=4, num_workers=1, persistent_workers=True
+    )
+    found = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        found.append(samples_of(loader))
+    assert found[0] != found[1]
+
+
+def test_samplers_of_plain_numbers_have_epochs(collection: Collection) -> None:
+    loader: Any = create_training_dataloader(
+        collection,
+        image="ct",
+        patch_size=8,
+        patches_per_volume=4,
+        num_workers=0,
+        sampler=SequentialSampler(range(8)),
+    )
+    first, second = samples_of(loader), samples_of(loader)
+    assert [index for index, *_ in first] == [index for index, *_ in second] == list(range(8))
+    assert first != second
+    loader.sampler.set_epoch(0)
+    assert samples_of(loader) == first
 
 
 def test_windows_bring_patches_of_a_chunk_together(collection: Collection) -> None:
     dataset = PatchDataset(collection, sampling=RandomPatches(4, patches_per_volume=40), image="ct")
 
     def changes(window: int) -> int:
-        order = PatchSampler(dataset, window=window).order(0)
+        order = list(PatchSampler(dataset, window=window).order(0))
         chunks = [dataset.samples.chunk_of(index, epoch=0) for index in order]
         assert sorted(order) == list(range(120))
         return sum(a != b for a, b in itertools.pairwise(chunks))
@@ -502,6 +539,121 @@ def test_volumes_that_do_not_lie_on_the_same_grid_are_refused(folder: Path, tmp_
     dataset = PatchDataset({"a": files}, sampling=RandomPatches(8), image="ct", mask="seg")
     with pytest.raises(MlaError, match="subject 'a'"):
         dataset[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"), [("u2", "i2"), ("u2", "u1"), ("f8", "i2"), ("i2", "f2")]
+)
+def test_types_that_cannot_hold_the_values_are_refused(
+    tmp_path: Path, dtype: str, wanted: str
+) -> None:
+    mlarray_xr.to_mla(np.full((3, 4, 5), 40000).astype(dtype), tmp_path / "a.mla")
+    dataset = PatchDataset([str(tmp_path / "a.mla")], sampling=RandomPatches(2), dtype=wanted)
+    with pytest.raises(ConversionError, match=r"subject 'a'.* was asked for, the file has"):
+        dataset[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("u2", -1024), ("u1", 256), ("i2", 0.5), ("i2", np.nan), ("f4", 1e300)]
+)
+def test_paddings_that_a_type_cannot_hold_are_refused(
+    tmp_path: Path, dtype: str, value: float
+) -> None:
+    mlarray_xr.to_mla(np.zeros((3, 4, 5), dtype), tmp_path / "a.mla")
+    dataset = PatchDataset(
+        [str(tmp_path / "a.mla")], sampling=RandomPatches(8), padding=Padding(value=value)
+    )
+    with pytest.raises(LayoutError, match=r"subject 'a'.*padding value"):
+        dataset[0]
+
+
+def as_bfloat16(sample: dict[str, Any]) -> dict[str, Any]:
+    return {**sample, "image": sample["image"].to(torch.bfloat16)}
+
+
+def as_pair(sample: dict[str, Any]) -> tuple[Any, Any]:
+    return sample["image"], sample["subject"]
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_batches_of_other_kinds(collection: Collection, n_workers: int) -> None:
+    def first(transform: Any) -> Any:
+        return next(
+            iter(
+                create_training_dataloader(
+                    collection,
+                    image="ct",
+                    patch_size=4,
+                    patches_per_volume=4,
+                    num_workers=n_workers,
+                    transform=transform,
+                )
+            )
+        )
+
+    assert first(as_bfloat16)["image"].dtype == torch.bfloat16
+    image, subjects = first(as_pair)
+    assert image.shape == (4, 1, 4, 4, 4)
+    assert set(subjects) <= set("abc")
+
+
+def as_list(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    return [sample, sample]
+
+
+def test_several_samples_of_one_name_the_way_out(collection: Collection) -> None:
+    loader = create_validation_dataloader(
+        collection, image="ct", patch_size=4, num_workers=0, transform=as_list
+    )
+    with pytest.raises(ConversionError, match="list_data_collate"):
+        next(iter(loader))
+
+
+def test_contradictions_are_refused(collection: Collection) -> None:
+    with pytest.raises(LayoutError, match="sampling= says which"):
+        create_training_dataloader(
+            collection, image="ct", patch_size=8, sampling=RandomPatches(4), num_workers=0
+        )
+    with pytest.raises(LayoutError, match="without patch_size"):
+        create_segmentation_dataloader(
+            collection, image="ct", mask="seg", foreground_sampling=True, num_workers=0
+        )
+    with pytest.raises(LayoutError, match=r"foreground_sampling='0\.33'"):
+        create_segmentation_dataloader(
+            collection,
+            mask="seg",
+            patch_size=4,
+            foreground_sampling="0.33",  # type: ignore[arg-type]
+            num_workers=0,
+        )
+    with pytest.raises(ConversionError, match="which one"):
+        create_training_dataloader(
+            collection, image="ct", patch_size=8, labels=collection.table, num_workers=0
+        )
+    with pytest.raises(LayoutError, match="which of the masks"):
+        PatchDataset(collection, sampling=ForegroundPatches(4), image="ct", mask=["seg", "ct"])
+
+
+@pytest.mark.parametrize("share", [0.25, np.float32(0.25)])
+def test_shares_of_foreground_are_what_they_say(collection: Collection, share: Any) -> None:
+    loader: Any = create_segmentation_dataloader(
+        collection,
+        image="ct",
+        mask="seg",
+        patch_size=4,
+        patches_per_volume=2,
+        foreground_sampling=share,
+        num_workers=0,
+    )
+    assert loader.dataset.samples.sampling.probability == 0.25
+
+
+def test_labels_may_be_a_named_series(collection: Collection) -> None:
+    labels = collection.table["label"].rename("age")
+    loader = create_training_dataloader(
+        collection, image="ct", patch_size=4, patches_per_volume=2, labels=labels, num_workers=0
+    )
+    assert set(next(iter(loader))["label"].tolist()) <= {1.5, 2.5, 3.5}
 
 
 def test_missing_labels_are_found_before_the_first_batch(collection: Collection) -> None:

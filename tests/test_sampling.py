@@ -207,7 +207,7 @@ def test_ranks_share_an_order_without_duplicates(n: int, world_size: int, even: 
 @given(st.integers(0, 80), st.integers(1, 30), st.integers(1, 7))
 def test_grouping_moves_samples_inside_their_window(n: int, window: int, n_keys: int) -> None:
     order = plan_epoch_order(n, seed=1, epoch=0, shuffle=True)
-    grouped = grouped_order(order, window=window, key=lambda index: index % n_keys)
+    grouped = list(grouped_order(order, window=window, key=lambda index: index % n_keys))
     for begin in range(0, n, window):
         before, after = order[begin : begin + window], grouped[begin : begin + window]
         assert sorted(before) == sorted(after)

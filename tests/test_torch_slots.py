@@ -38,14 +38,8 @@ class Batches(RuleBasedStateMachine):
         super().__init__()
         torch_slots._slots.clear()
         torch_slots._mapped.clear()
-        # The worker is this process, not a child of it.
-        self.patched = pytest.MonkeyPatch()
-        self.patched.setattr(torch_slots, "_forget_workers_that_ended", lambda: None)
         self.expected: dict[int, tuple[torch.Tensor, int]] = {}
         self.n_made = 0
-
-    def teardown(self) -> None:
-        self.patched.undo()
 
     def keep(self, tensor: torch.Tensor, mark: int) -> int:
         self.n_made += 1
@@ -64,6 +58,8 @@ class Batches(RuleBasedStateMachine):
         tensor, mark = self.expected.pop(key)
         packed = pack_slot(tensor)
         assert packed is not None
+        assert pack_slot(tensor) is None  # the same under a second name
+        assert pack_slot(tensor[:1]) is None
         return packed, mark
 
     @rule(target=held, parcel=consumes(sent))
@@ -184,6 +180,38 @@ def test_batches_that_are_held_stay_what_they_were(dataset: PatchDataset, is_wra
         gc.collect()
         for batch in loader:  # each let go before the next
             assert torch.equal(batch["image"][3], dataset[int(batch["index"][3])]["image"])
+
+
+def doubled(samples: Any) -> Any:
+    batch = collate_patches(samples)
+    batch["target"] = batch["image"]
+    batch["first"] = batch["image"][:1]
+    return batch
+
+
+def test_a_batch_may_hold_a_tensor_twice(dataset: PatchDataset) -> None:
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=doubled)
+    held = []
+    for batch in loader:
+        del batch["image"], batch["first"]
+        held.append(batch)
+    for batch in held:
+        for index, image in zip(batch["index"].tolist(), batch["target"], strict=True):
+            assert torch.equal(image, dataset[index]["image"])
+
+
+def test_slots_are_unmapped_when_their_worker_is_gone(
+    dataset: PatchDataset, no_slots: None
+) -> None:
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=4, num_workers=2, collate_fn=collate_patches, persistent_workers=True
+    )
+    for batch in loader:
+        assert batch["image"].shape[0] == 4
+    assert len({worker for worker, _ in torch_slots._mapped}) == 2
+    del loader, batch
+    gc.collect()
+    assert not torch_slots._mapped
 
 
 def test_batches_of_this_process_pickle_as_they_are(dataset: PatchDataset) -> None:

@@ -6,7 +6,6 @@ import copy
 import importlib
 import pickle
 import struct
-import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ from mlarray_xr.ml.torchio import (
     subjects_dataset,
 )
 from mlarray_xr.ml.torchio_volume import ImageVolume
-from tests.package_source import ROOT
 from tests.range_server import RangeServer
 
 if TYPE_CHECKING:
@@ -682,14 +680,3 @@ def test_a_missing_torchio_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mlarray_xr.ml.torchio")
     with pytest.raises(MissingDependencyError, match=r"pip install mlarray-xr\[torchio\]"):
         importlib.import_module("mlarray_xr.ml.torchio")
-
-
-def test_the_example_trains(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "train_torchio.py")]
-    done = subprocess.run(
-        [*command, "--steps", "2"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "patches/s" in done.stdout
-    assert "Dice" in done.stdout
-    assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ import sys
 import torch
 
 import mlarray_xr
-from mlarray_xr.ml.torch import create_training_dataloader
+from mlarray_xr.ml.torch import collate_patches, create_training_dataloader
 from mlarray_xr.storage.handles import open_readers
 from mlarray_xr.storage.read_pool import available_threads
 
@@ -44,6 +44,18 @@ def loader(num_workers, **more):
     return create_training_dataloader(
         sys.argv[1:], patch_size=16, patches_per_volume=6, num_workers=num_workers, seed=3, **more
     )
+
+
+def memory():
+    # Private and shared, bytes, without mapped files.
+    status = open("/proc/self/status").read()
+    return sum(
+        1024 * int(status.partition(name)[2].split()[0]) for name in ("RssAnon:", "RssShmem:")
+    )
+
+
+def with_memory(samples):
+    return {**collate_patches(samples), "memory": memory()}
 
 
 def found(batches):
@@ -182,21 +194,12 @@ def test_memory_of_a_worker_does_not_grow_with_the_volume(tmp_path: Path) -> Non
     with mlarray_xr.create(path, shape=(512, 1024, 1024), dtype="uint8", patch=64) as out:
         out[200:264, 200:264, 200:264] = 7
     code = """
-        class Memory:
-            '''Adds the private memory of the worker, bytes, to a sample.'''
-
-            def __call__(self, sample):
-                status = open("/proc/self/status").read()
-                kib = status.partition("RssAnon:")[2].split()[0]
-                shared = status.partition("RssShmem:")[2].split()[0]
-                return {**sample, "memory": 1024 * (int(kib) + int(shared))}
-
         batches = create_training_dataloader(
             sys.argv[1:], patch_size=96, patches_per_volume=48, num_workers=1,
-            multiprocessing_context="fork", transform=Memory(),
+            multiprocessing_context="fork", collate_fn=with_memory,
         )
-        used = [int(n) for batch in batches for n in batch["memory"]]
+        used = [batch["memory"] for batch in batches]
         batch_bytes = 4 * 96**3
-        assert max(used) - used[0] <= batch_bytes + 100e6, (used[0], max(used))
+        assert max(used) - memory() <= batch_bytes + 100e6, (memory(), used)
     """
     run(code, [str(path)], tmp_path)

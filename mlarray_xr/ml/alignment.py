@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from mlarray_xr.ml.volume import Volume
 
 __all__ = ["check_aligned"]
+
+# Of a voxel.
+_APART = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,7 @@ def _difference(first: _Grid, other: _Grid, *, atol: float) -> str | None:
             return f"{other.name} has {found} voxels along {dim!r}, {first.name} has {wanted}"
     ours, theirs = first.geometry, other.geometry
     if ours.same_grid(theirs, atol=atol):
-        return None
+        return _corner_difference(first, other)
     if ours.is_stored != theirs.is_stored:
         silent, speaking = (first, other) if theirs.is_stored else (other, first)
         return f"{silent.name} does not say where its voxels lie, {speaking.name} does"
@@ -105,6 +109,22 @@ def _difference(first: _Grid, other: _Grid, *, atol: float) -> str | None:
         systems = f"{theirs.coord_system!r}, {first.name} in {ours.coord_system!r}"
         return f"{other.name} lies in the coordinate system {systems}"
     return _affine_difference(first, other, atol=atol)
+
+
+def _corner_difference(first: _Grid, other: _Grid) -> str | None:
+    """Describe how far corners of two grids are apart, when that is more than a tenth of a voxel.
+
+    Steps that differ by little add up along an axis.
+    """
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in first.extents))))
+    index = dict(zip(first.dims, corners.T, strict=True))
+    nothing = np.zeros(len(corners))
+    columns = np.stack([index.get(dim, nothing) for dim in first.geometry.dims], axis=1)
+    ours, theirs = (grid.geometry.index_to_world(columns) for grid in (first, other))
+    apart = float(np.linalg.norm(ours - theirs, axis=1).max())
+    if apart <= _APART * min(first.geometry.spacing):
+        return None
+    return f"{other.name} has a corner {apart:g} away from that of {first.name}"
 
 
 def _affine_difference(first: _Grid, other: _Grid, *, atol: float) -> str:

@@ -10,6 +10,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import MetaKeys, PatchKeys
 
+from mlarray_xr.errors import ConversionError
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
 
@@ -74,14 +76,23 @@ class AsMetaTensord(MapTransform):
         ------
         KeyError
             When a key is missing, or the affine.
+        ConversionError
+            When the sample has axes that are not spatial.
         """
         sample = dict(data)
         space = self.space or sample.pop("coord_system", "unknown")
         affine, box = np.asarray(sample.pop("affine")), np.asarray(sample["box"])
+        columns = np.asarray(sample.pop("axes"))
+        if (columns < 0).any():
+            msg = (
+                "the image has an axis that is not spatial, such as time, which transforms of "
+                "MONAI would take for one. To fix: sampling=Slices2D('time') takes single frames"
+            )
+            raise ConversionError(msg)
         for key in self.key_iterator(sample):
             voxels = sample[key].to(_SIGNED.get(sample[key].dtype, sample[key].dtype))
             shape = tuple(voxels.shape[1:])
-            own = _affine_of(affine, box=box, n_axes=len(shape))
+            own = _affine_of(affine, columns)
             sample[key] = MetaTensor(
                 voxels,
                 meta={
@@ -97,20 +108,15 @@ class AsMetaTensord(MapTransform):
         return sample
 
 
-def _affine_of(
-    affine: NDArray[np.float64], *, box: NDArray[np.int64], n_axes: int
-) -> NDArray[np.float64]:
-    """Return the affine of what is left of a patch when axes of extent 1 were left out.
+def _affine_of(affine: NDArray[np.float64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the affine over the axes that a sample has.
 
-    With each axis goes the world axis that it runs along, which is exact where they are aligned
-    and MONAI's own way (`SqueezeDimd`) otherwise.
+    With each axis that was left out goes the world axis that it runs along, which is exact where
+    they are aligned and MONAI's own way (`SqueezeDimd`) otherwise.
     """
     affine = affine.astype(np.float64)  # a copy: image and mask change theirs apart
-    size = len(affine) - 1
-    thin = [axis for axis, (start, stop) in enumerate(box) if stop - start == 1]
-    if n_axes >= size or len(box) != size:
-        return affine
-    for axis in thin[: size - n_axes][::-1]:
+    left_out = [axis for axis in range(len(affine) - 1) if axis not in columns]
+    for axis in left_out[::-1]:
         row = int(np.abs(affine[:-1, axis]).argmax())
         affine = np.delete(np.delete(affine, row, axis=0), axis, axis=1)
     return affine

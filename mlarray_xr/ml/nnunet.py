@@ -27,6 +27,8 @@ _ARRAY = ".b2nd"
 _SEGMENTATION_END = "_seg"
 _PROPERTIES = ".pkl"
 _OLD = (".npz", ".npy")
+# Of an array that may be a label: spacings, shapes and boxes are a few numbers.
+_LABEL_BYTES = 4 << 10
 
 
 def nnunet_records(folder: str | os.PathLike[str], *, labels: bool) -> tuple[SubjectRecord, ...]:
@@ -125,18 +127,29 @@ def _labels(path: str) -> dict[str, Any]:
     """Return the properties of a case that are numbers, text, or lists of them."""
     source = source_of(path)
     with reading(source) as (read, size):
+        properties = _decode(read, size, name=source.name)
+        loaded: dict[int, Any] = {}
         return {
-            key: _listed(value, read)
-            for key, value in _decode(read, size, name=source.name).items()
+            key: _listed(value, read, loaded)
+            for key, value in properties.items()
             if isinstance(key, str) and not isinstance(value, dict)
         }
 
 
-def _listed(value: Any, read: RandomAccess) -> Any:
-    """Return a value with lists in place of arrays."""
+def _listed(value: Any, read: RandomAccess, loaded: dict[int, Any]) -> Any:
+    """Return a value with lists in place of small arrays, one that is shared once.
+
+    Larger ones are no labels, and become None: `read_nnunet_properties` reads them.
+    """
     if isinstance(value, list):
-        return [_listed(item, read) for item in value]
-    return value.load(read).tolist() if isinstance(value, PickledArray) else value
+        return [_listed(item, read, loaded) for item in value]
+    if not isinstance(value, PickledArray):
+        return value
+    if value.nbytes > _LABEL_BYTES:
+        return None
+    if id(value) not in loaded:
+        loaded[id(value)] = value.load(read).tolist()
+    return loaded[id(value)]
 
 
 def _loaded(value: Any, read: RandomAccess, loaded: dict[int, Any]) -> Any:

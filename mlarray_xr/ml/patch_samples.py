@@ -17,6 +17,7 @@ from mlarray_xr.ml.subject_record import named_errors
 from mlarray_xr.ml.subject_volumes import SubjectVolumes
 from mlarray_xr.ml.volume import Volume
 from mlarray_xr.planning.draw import Draw, check_seed
+from mlarray_xr.planning.foreground_patches import ForegroundPatches
 from mlarray_xr.planning.padding import Padding
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mlarray_xr.ml.subject_record import SubjectRecord
     from mlarray_xr.ml.volume import Channel
     from mlarray_xr.planning.patch_place import PatchPlace
+    from mlarray_xr.planning.sample_space import SampleSpace
     from mlarray_xr.planning.sampling import Sampling
 
 __all__ = ["PatchSamples", "PlannedSample"]
@@ -110,6 +112,12 @@ class PatchSamples:
         self.image = _modalities(collection, image, mask=mask)
         self.mask = () if mask is None else _modalities(collection, mask, mask=None)
         self.label = label
+        if isinstance(sampling, ForegroundPatches) and len(self.mask) > 1:
+            msg = (
+                f"foreground in which of the masks {self.mask}? To fix: one mask, or one file "
+                "with a channel for each"
+            )
+            raise LayoutError(msg)
         self.padding = Padding() if padding is None else padding
         self.seed = check_seed(seed)
         self.dtype = None if dtype is None else np.dtype(dtype)
@@ -212,6 +220,7 @@ class PatchSamples:
         found = {
             "affine": first.affine_at(place),
             "coord_system": first.coord_system,
+            "axes": np.array(_affine_columns(first.space, place), np.int64),
             "box": np.array(place.box, np.int64),
             "valid": np.array(place.valid, np.int64),
             "subject": record.subject,
@@ -256,6 +265,12 @@ class PatchSamples:
                 "missing='fill', fill_value=...) or missing='drop'"
             )
             raise ConversionError(msg)
+
+
+def _affine_columns(space: SampleSpace, place: PatchPlace) -> list[int]:
+    """Return for each axis of a sample which column of its affine it is; -1 of none."""
+    columns = {axis: column for column, axis in enumerate(space.spatial)}
+    return [columns.get(axis, -1) for axis in range(space.ndim) if axis not in place.dropped]
 
 
 def _modalities(

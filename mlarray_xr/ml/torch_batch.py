@@ -29,6 +29,10 @@ __all__ = ["collate_patches", "read_samples"]
 
 _VOXELS = ("image", "mask")
 _SMALL_BYTES = 16 << 10
+_NUMPY_TYPES = {
+    torch.from_numpy(np.empty(0, code)).dtype
+    for code in ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
+}
 
 
 def read_samples(
@@ -92,24 +96,27 @@ def read_samples(
     return found
 
 
-def collate_patches(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collate_patches(batch: Sequence[Any]) -> Any:
     """Collate samples as PyTorch does; patches that were read side by side are not copied.
 
     Parameters
     ----------
     batch
-        Samples with the same keys.
+        Samples with the same keys, or what else a transform made of them.
 
     Returns
     -------
     dict
-        Tensors with a first axis for the samples; lists of texts.
+        Tensors with a first axis for the samples; lists of texts. Of what is no dict, what
+        `torch.utils.data.default_collate` makes.
 
     Raises
     ------
     ConversionError
         When samples have different shapes; the message names subjects.
     """
+    if not all(isinstance(each, dict) for each in batch):
+        return _collate_others(batch)
     joined = {name: _joined([each.get(name) for each in batch]) for name in _VOXELS}
     ready = {name: tensor for name, tensor in joined.items() if tensor is not None}
     rest = [{name: v for name, v in each.items() if name not in ready} for each in batch]
@@ -127,6 +134,17 @@ def collate_patches(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return _Batch({name: ready.get(name, collated.get(name)) for name in batch[0]})
 
 
+def _collate_others(batch: Sequence[Any]) -> Any:
+    """Collate what a transform made of samples, where that is no dict."""
+    if any(isinstance(each, list) and each and isinstance(each[0], dict) for each in batch):
+        msg = (
+            "the transform makes several samples of one. To fix: "
+            "collate_fn=monai.data.list_data_collate, which makes one batch of all of them"
+        )
+        raise ConversionError(msg)
+    return default_collate(list(batch))
+
+
 class _Batch(dict[str, Any]):
     """A batch, which leaves a worker in a way of its own."""
 
@@ -140,12 +158,22 @@ def _reduced(batch: _Batch) -> tuple[Any, ...]:
     parts: dict[str, Any] = {}
     for name, value in batch.items():
         part = value
-        if isinstance(value, torch.Tensor) and value.device.type == "cpu":
-            small = value.numpy() if value.nbytes <= _SMALL_BYTES else None
+        if _is_plain(value):
             packed = pack_slot(value) if value.nbytes else None
-            part = packed or (value if small is None else small)
+            part = packed or (value.numpy() if value.nbytes <= _SMALL_BYTES else value)
         parts[name] = part
     return _unpacked, (parts,)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell tensors that are an array of NumPy's and nothing more: others know how they travel."""
+    return (
+        type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in _NUMPY_TYPES
+        and not (value.requires_grad or value.is_conj() or value.is_neg())
+    )
 
 
 def _unpacked(parts: dict[str, Any]) -> dict[str, Any]:

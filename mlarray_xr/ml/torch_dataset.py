@@ -87,9 +87,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
     -----
     A sample is a dict: ``image`` (C, *patch), in the stored type; ``mask`` likewise, when asked
     for; ``label``, when asked for; ``affine`` (s + 1, s + 1), float64, patch index to world of the
-    s spatial axes, RAS where the file says RAS or LPS; ``coord_system``, which says so; ``box``
-    (n, 2), start and stop along each axis, which may reach outside; ``valid`` (n, 2), the part of
-    the patch that holds data; ``subject``; ``index``.
+    s spatial axes, RAS where the file says RAS or LPS; ``coord_system``, which says so; ``axes``,
+    for each axis of the image but the first its column in the affine, -1 where it is not spatial;
+    ``box`` (n, 2), start and stop along each axis, which may reach outside; ``valid`` (n, 2), the
+    part of the patch that holds data; ``subject``; ``index``.
 
     Examples
     --------
@@ -137,6 +138,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self.transform, self.threads, self.pin_memory = transform, threads, pin_memory
         # In shared memory: workers that are running see what `set_epoch` says.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the dataset; a copy has an epoch of its own, which its workers see."""
+        vars(self).update(state)
+        if not self._epoch.is_shared():
+            self._epoch.share_memory_()
 
     @property
     def epoch(self) -> int:
@@ -199,10 +206,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
         set_random_state = getattr(self.transform, "set_random_state", None)
         if set_random_state is not None:  # a random transform of MONAI
             set_random_state(seed=seed)
+        before = torch.default_generator.get_state()
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return self.transform(sample)
+            torch.default_generator.manual_seed(seed)
+            return self.transform(sample)
         except Exception as error:
             error.add_note(f"in the transform of sample {index}, subject {subject!r}, box {box}")
             raise
+        finally:
+            torch.default_generator.set_state(before)

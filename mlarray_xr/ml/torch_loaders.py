@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.ml.torch_dataset import PatchDataset
-from mlarray_xr.ml.torch_loading import Loading, labelled, random_sampling, sampling_around
+from mlarray_xr.ml.torch_loading import Loading, labelled, random_sampling
 from mlarray_xr.ml.torch_sampler import PatchSampler
 from mlarray_xr.planning.grid_patches import GridPatches
 from mlarray_xr.planning.slices import WholeVolume
@@ -132,7 +132,7 @@ def create_training_dataloader(
     collection, label = labelled(collection, labels)
     dataset = PatchDataset(
         collection,
-        sampling=sampling or random_sampling(patch_size, patches_per_volume),
+        sampling=random_sampling(sampling, patch_size, patches_per_volume),
         image=image,
         label=label,
         transform=transform,
@@ -144,9 +144,7 @@ def create_training_dataloader(
         pin_memory=loading.pins,
     )
     if sampler is None:
-        sampler = PatchSampler(
-            dataset, rank=rank, world_size=world_size, even=drop_last, window=window
-        )
+        sampler = PatchSampler(dataset, rank=rank, world_size=world_size, window=window)
     return loading.loader(dataset, sampler=sampler)
 
 
@@ -164,6 +162,7 @@ def create_segmentation_dataloader(
     persistent_workers: bool = True,
     transform: Callable[[dict[str, Any]], Any] | None = None,
     seed: int = 0,
+    sampling: Sampling | None = None,
     padding: Padding | None = None,
     dtype: DTypeLike | None = None,
     channel: Channel = "auto",
@@ -191,8 +190,8 @@ def create_segmentation_dataloader(
     index_folder
         As of `PatchDataset`.
     collection, patch_size, image, batch_size, patches_per_volume, num_workers, pin_memory, \
-persistent_workers, transform, seed, padding, dtype, channel, window, rank, world_size, \
-drop_last, sampler, generator, collate_fn, prefetch_factor, multiprocessing_context, \
+persistent_workers, transform, seed, sampling, padding, dtype, channel, window, rank, \
+world_size, drop_last, sampler, generator, collate_fn, prefetch_factor, multiprocessing_context, \
 storage_options
         As of `create_training_dataloader`.
 
@@ -236,7 +235,7 @@ storage_options
     )
     dataset = PatchDataset(
         collection,
-        sampling=sampling_around(patch_size, patches_per_volume, foreground_sampling),
+        sampling=random_sampling(sampling, patch_size, patches_per_volume, foreground_sampling),
         image=image,
         mask=mask,
         transform=transform,
@@ -249,9 +248,7 @@ storage_options
         pin_memory=loading.pins,
     )
     if sampler is None:
-        sampler = PatchSampler(
-            dataset, rank=rank, world_size=world_size, even=drop_last, window=window
-        )
+        sampler = PatchSampler(dataset, rank=rank, world_size=world_size, window=window)
     return loading.loader(dataset, sampler=sampler)
 
 
@@ -311,7 +308,7 @@ multiprocessing_context, storage_options
     collection, label = labelled(collection, labels)
     dataset = PatchDataset(
         collection,
-        sampling=sampling or random_sampling(patch_size, patches_per_volume),
+        sampling=random_sampling(sampling, patch_size, patches_per_volume),
         image=image,
         mask=mask,
         label=label,

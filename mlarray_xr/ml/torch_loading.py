@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from mlarray_xr.errors import LayoutError
+from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.ml.collection import Collection
 from mlarray_xr.ml.torch_batch import collate_patches
+from mlarray_xr.ml.torch_sampler import EpochSampler, PatchSampler
 from mlarray_xr.planning.foreground import Foreground
 from mlarray_xr.planning.foreground_patches import ForegroundPatches
 from mlarray_xr.planning.random_patches import RandomPatches
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.sampling import Sampling
     from mlarray_xr.planning.sizes import Sizes
 
-__all__ = ["Loading", "labelled", "random_sampling", "sampling_around"]
+__all__ = ["Loading", "labelled", "random_sampling"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,9 @@ class Loading:
         ValueError
             When there are too few samples for one batch and smaller ones are dropped.
         """
-        n = len(sampler) if sampler is not None and hasattr(sampler, "__len__") else len(dataset)
+        if sampler is not None and not isinstance(sampler, PatchSampler):
+            sampler = EpochSampler(sampler)
+        n = len(dataset if sampler is None else sampler)
         if self.drop_last and n < self.batch_size:
             msg = (
                 f"{n} samples are no batch of {self.batch_size}, and smaller ones are dropped: the "
@@ -84,44 +88,81 @@ def labelled(
     collection: Collection | Mapping[str, Any] | Sequence[str],
     labels: str | Mapping[str, Any] | pd.Series[Any] | None,
 ) -> tuple[Collection, str | None]:
-    """Return the collection with its labels, and the name of their column."""
+    """Return the collection with its labels, and the name of their column.
+
+    Raises
+    ------
+    ConversionError
+        When the labels are a table of several columns.
+    """
     if not isinstance(collection, Collection):
         collection = Collection.from_files(collection)
     if labels is None or isinstance(labels, str):
         return collection, labels
-    return collection.join(labels), "label"
+    if hasattr(labels, "columns"):
+        msg = (
+            f"labels is a table of the columns {list(labels.columns)}: which one? To fix: "
+            "Collection.join(table), and labels= its column"
+        )
+        raise ConversionError(msg)
+    name = str(getattr(labels, "name", None) or "label")
+    return collection.join(labels, name=name), name
 
 
-def random_sampling(patch_size: Sizes | None, patches_per_volume: int) -> Sampling:
-    """Return what takes random patches, or volumes whole."""
-    if patch_size is not None:
-        return RandomPatches(patch_size, patches_per_volume=patches_per_volume)
-    if patches_per_volume != 1:
-        msg = f"patches_per_volume={patches_per_volume} without patch_size: give one"
-        raise LayoutError(msg)
-    return WholeVolume()
-
-
-def sampling_around(
+def random_sampling(
+    sampling: Sampling | None,
     patch_size: Sizes | None,
     patches_per_volume: int,
-    wanted: bool | float | Mapping[float, float] | Foreground,
+    foreground: bool | float | Mapping[float, float] | Foreground = False,
 ) -> Sampling:
-    """Return what takes patches around foreground, as often as it is wanted."""
-    if wanted is False or wanted == 0:
-        return random_sampling(patch_size, patches_per_volume)
+    """Return which patches are meant by a sampling, or by the parameters of a loader.
+
+    Raises
+    ------
+    LayoutError
+        When parameters contradict each other.
+    """
+    is_around = not (_is_number(foreground) and foreground == 0)
+    if sampling is not None:
+        if patch_size is not None or patches_per_volume != 1 or is_around:
+            msg = (
+                "sampling= says which patches; patch_size, patches_per_volume and "
+                "foreground_sampling were given as well. To fix: leave them out"
+            )
+            raise LayoutError(msg)
+        return sampling
     if patch_size is None:
-        msg = f"foreground_sampling={wanted!r} without patch_size: give one"
-        raise LayoutError(msg)
-    if isinstance(wanted, Foreground):
-        foreground = wanted
-    elif isinstance(wanted, Mapping):
-        foreground = Foreground(classes=wanted)
-    else:
-        foreground = Foreground()
+        if patches_per_volume != 1 or is_around:
+            msg = (
+                f"patches_per_volume={patches_per_volume} and foreground_sampling={foreground!r} "
+                "without patch_size: give one"
+            )
+            raise LayoutError(msg)
+        return WholeVolume()
+    if not is_around:
+        return RandomPatches(patch_size, patches_per_volume=patches_per_volume)
     return ForegroundPatches(
         patch_size,
-        foreground=foreground,
-        probability=float(wanted) if isinstance(wanted, int | float) else 1.0,
+        foreground=_foreground(foreground),
+        probability=float(foreground) if _is_number(foreground) else 1.0,
         patches_per_volume=patches_per_volume,
     )
+
+
+def _foreground(wanted: bool | float | Mapping[float, float] | Foreground) -> Foreground:
+    """Return what counts as foreground."""
+    if isinstance(wanted, Foreground):
+        return wanted
+    if isinstance(wanted, Mapping):
+        return Foreground(classes=wanted)
+    if _is_number(wanted):
+        return Foreground()
+    msg = (
+        f"foreground_sampling={wanted!r}: True, a share, weights by label or a Foreground is needed"
+    )
+    raise LayoutError(msg)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Tell numbers, NumPy's included."""
+    return isinstance(value, Real)

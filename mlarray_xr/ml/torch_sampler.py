@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed
 from torch.utils.data import Sampler
@@ -11,11 +12,11 @@ from mlarray_xr.planning.draw import check_seed
 from mlarray_xr.planning.epoch_order import grouped_order, plan_epoch_order, plan_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from mlarray_xr.ml.torch_dataset import PatchDataset
 
-__all__ = ["PatchSampler", "process_rank"]
+__all__ = ["EpochSampler", "PatchSampler", "process_rank"]
 
 
 class PatchSampler(Sampler[tuple[int, int]]):
@@ -87,21 +88,58 @@ class PatchSampler(Sampler[tuple[int, int]]):
         """Yield the samples of an epoch; the next call is the next epoch."""
         epoch, skipped = self.epoch, self._skipped
         self.epoch, self._skipped = epoch + 1, 0
-        for index in self.order(epoch)[skipped:]:
+        for index in islice(self.order(epoch), skipped, None):
             yield epoch, index
 
-    def order(self, epoch: int) -> Sequence[int]:
-        """Return the samples that this rank takes of an epoch, in order."""
+    def order(self, epoch: int) -> Iterator[int]:
+        """Yield the samples that this rank takes of an epoch, in order."""
         order = plan_epoch_order(
             len(self.dataset), seed=self.seed, epoch=epoch, shuffle=self.shuffle
         )
         share = plan_share(order, rank=self.rank, world_size=self.world_size, even=self.even)
         if self.window == 1:
-            return share
+            return iter(share)
         samples = self.dataset.samples
         return grouped_order(
             share, window=self.window, key=lambda index: samples.chunk_of(index, epoch=epoch)
         )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) pairs from a sampler of plain numbers: each iteration is an epoch.
+
+    Parameters
+    ----------
+    sampler
+        Such as `torch.utils.data.WeightedRandomSampler` or `DistributedSampler`.
+
+    Examples
+    --------
+    >>> from torch.utils.data import SequentialSampler
+    >>> sampler = EpochSampler(SequentialSampler(range(2)))
+    >>> list(sampler), list(sampler)
+    ([(0, 0), (0, 1)], [(1, 0), (1, 1)])
+    """
+
+    def __init__(self, sampler: Sampler[Any]) -> None:
+        self.sampler = sampler
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, also to the sampler if it wants to know."""
+        self.epoch = check_seed(epoch, name="epoch")
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Return the number of samples of an epoch."""
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield the samples of an epoch; the next call is the next epoch."""
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        for key in self.sampler:
+            yield key if isinstance(key, tuple) else (epoch, int(key))
 
 
 def process_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

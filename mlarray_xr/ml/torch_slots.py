@@ -98,12 +98,13 @@ def take_slot(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor | No
 
 
 def pack_slot(tensor: torch.Tensor) -> PackedSlot | None:
-    """Return what the parent needs to find a batch; None when it lies in no slot.
+    """Return what the parent needs to find a batch; None when it goes PyTorch's way.
 
-    From now on the slot is the parent's until that lets go of the batch.
+    From now on the slot is the parent's until that lets go of the batch. It is sent once: of a
+    batch that has two names, one could be let go while the other is in use.
     """
     slot = _slots.get(tensor.data_ptr())
-    if slot is None or not tensor.is_contiguous() or tensor.nbytes > slot.n_bytes:
+    if slot is None or slot.is_sent or not tensor.is_contiguous() or tensor.nbytes > slot.n_bytes:
         return None
     whole = None if slot.is_known else slot.whole
     slot.content[-1], slot.is_sent, slot.is_known = 1, True, True
@@ -121,7 +122,7 @@ def unpack_slot(packed: PackedSlot) -> torch.Tensor:
     """Return the batch; when the last tensor of it is gone, the worker may fill the slot again."""
     key = (packed.worker, packed.number)
     if packed.whole is not None:
-        _forget_workers_that_ended()
+        _forget_at_the_end_of(packed.worker)
         _mapped[key] = packed.whole.numpy()
     content = _mapped[key]
     values = _values(content, packed.shape, packed.dtype)
@@ -152,11 +153,20 @@ def _let_go(content: NDArray[np.uint8], process: int) -> None:
         content[-1] = 0
 
 
-def _forget_workers_that_ended() -> None:
-    """Unmap the slots of workers that are no more."""
-    alive = {child.pid for child in multiprocessing.active_children()}
-    for key in [key for key in _mapped if key[0] not in alive]:
-        del _mapped[key]
+def _forget_at_the_end_of(worker: int) -> None:
+    """Unmap the slots of a worker when nobody holds its process any more."""
+    if any(number == worker for number, _ in list(_mapped)):
+        return  # said before
+    for process in multiprocessing.active_children():
+        if process.pid == worker:
+            weakref.finalize(process, _forget_worker, worker).atexit = False
+
+
+def _forget_worker(worker: int) -> None:
+    """Unmap the slots of a worker."""
+    for key in list(_mapped):
+        if key[0] == worker:
+            _mapped.pop(key, None)
 
 
 def _forget_after_fork() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mlarray_xr.ml.torch_batch import collate_patches
 from mlarray_xr.ml.torch_sampler import PatchSampler
+from mlarray_xr.planning.draw import check_seed
 from mlarray_xr.planning.sizes import whole_number
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from mlarray_xr.ml.torch_dataset import PatchDataset
 
 __all__ = ["IterablePatchDataset"]
+
+_MOST_WORKERS = 128
 
 
 class IterablePatchDataset(IterableDataset[Any]):
@@ -65,18 +70,21 @@ class IterablePatchDataset(IterableDataset[Any]):
         self.batch_size = whole_number(batch_size, "batch_size", least=1)
         self.drop_last, self.collate_fn = drop_last, collate_fn
         self.sampler = PatchSampler(
-            dataset,
-            shuffle=shuffle,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            even=drop_last,
-            window=window,
+            dataset, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size, window=window
         )
+        # The next epoch of every worker, in shared memory: also those made for it anew go on.
+        n_counters = 1 + _MOST_WORKERS * (_MOST_WORKERS + 1) // 2
+        self._epochs = torch.zeros(n_counters, dtype=torch.int64).share_memory_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the stream; a copy has epochs of its own, which its workers see."""
+        vars(self).update(state)
+        if not self._epochs.is_shared():
+            self._epochs.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, here and in workers; it stays until it is set again."""
-        self.dataset.set_epoch(epoch)
+        """Say which epoch comes next, here and in workers; later ones follow by themselves."""
+        self._epochs[:] = check_seed(epoch, name="epoch")
 
     def __len__(self) -> int:
         """Return the number of batches that this rank takes of an epoch."""
@@ -84,11 +92,15 @@ class IterablePatchDataset(IterableDataset[Any]):
         return n // size if self.drop_last else -(-n // size)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the current epoch that are this worker's."""
-        epoch = self.dataset.epoch
-        order = self.sampler.order(epoch)
+        """Yield the batches of an epoch that are this worker's; the next call is the next epoch."""
         worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for number in range(first, len(self), step):
-            keys = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self.collate_fn(self.dataset.__getitems__([(epoch, index) for index in keys]))
+        own, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        # Workers of one loader count alike; loaders with more or fewer of them, apart.
+        counter = 0 if worker is None else 1 + step * (step - 1) // 2 + own
+        epoch = int(self._epochs[counter])
+        self._epochs[counter] += 1
+        order = self.sampler.order(epoch)
+        for number in range(len(self)):
+            keys = [(epoch, index) for index in islice(order, self.batch_size)]
+            if number % step == own:
+                yield self.collate_fn(self.dataset.__getitems__(keys))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.errors import GeometryError, LayoutError
+from mlarray_xr.errors import ConversionError, GeometryError, LayoutError
 from mlarray_xr.geometry import Geometry, names_patient_axes
 from mlarray_xr.ml.foreground_index import ForegroundIndex
 from mlarray_xr.planning.sample_space import SampleSpace
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.padding import Padding
     from mlarray_xr.planning.patch_place import PatchPlace
 
-__all__ = ["Channel", "Volume"]
+__all__ = ["Channel", "Volume", "may_hold"]
 
 Channel: TypeAlias = "str | int | None"
 """The axis of the channels: its name or number, None for none, ``"auto"`` by the usual names."""
 
 _CHANNEL_DIMS = ("channel", "component")
+# float32 and float64.
+_COMPUTED_BYTES = 4
 
 
 class Volume:
@@ -181,8 +183,8 @@ class Volume:
         place
             Where the patch lies, in the axes of `space`.
         out
-            (n_channels, *place.shape); a type that the file's can be cast to without changing
-            its kind.
+            (n_channels, *place.shape), of a type that holds every value of the file's: float32 and
+            float64 count as such.
         padding, value
             What surrounds a volume that is smaller.
 
@@ -190,8 +192,10 @@ class Volume:
         ------
         IndexError, SourceChanged, ChunkError
             As `mlarray_xr.MlaArray.read`.
-        ValueError, TypeError
-            When `out` does not fit.
+        ConversionError
+            When the type of `out` cannot hold what is stored.
+        ValueError
+            When `out` has another shape.
         """
         expected = (self.n_channels, *place.shape)
         if out.shape != expected:
@@ -205,10 +209,17 @@ class Volume:
         if is_direct and not channel:  # none, or the first axis
             array.read(box, out=out[0] if channel is None else out)
             return
+        if not may_hold(out.dtype, array.dtype):
+            wider = np.promote_types(array.dtype, out.dtype).name
+            msg = (
+                f"{out.dtype} was asked for, the file has {array.dtype}, whose values it cannot "
+                f"hold. To fix: dtype={wider!r}, or convert in a transform"
+            )
+            raise ConversionError(msg)
         values = array.read(box)
         values = values[None] if channel is None else np.moveaxis(values, channel, 0)
         inside = tuple(slice(a, b) for a, b in place.valid)
-        np.copyto(out[:, *inside], values, casting="same_kind")
+        np.copyto(out[:, *inside], values, casting="unsafe")
         padding.fill(out, valid=place.valid, value=value)
 
     def find(self, foreground: Foreground, rng: np.random.Generator) -> tuple[int, ...] | None:
@@ -265,3 +276,15 @@ class Volume:
             affine=tuple(map(tuple, identity)),
             units=(None,) * len(dims),
         )
+
+
+def may_hold(wanted: np.dtype[Any], stored: np.dtype[Any]) -> bool:
+    """Tell whether a type holds all values of another, or is what models compute with.
+
+    Examples
+    --------
+    >>> [may_hold(np.dtype(wanted), np.dtype("uint16")) for wanted in ("i2", "i4", "f4")]
+    [False, True, True]
+    """
+    is_float = wanted.kind == "f" and wanted.itemsize >= _COMPUTED_BYTES and stored.kind in "biuf"
+    return is_float or np.can_cast(stored, wanted, "safe")

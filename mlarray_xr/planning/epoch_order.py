@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mlarray_xr.planning.draw import Draw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["grouped_order", "plan_epoch_order", "plan_share"]
 
@@ -52,20 +52,21 @@ def plan_share(order: Sequence[int], *, rank: int, world_size: int, even: bool) 
     return order[rank:stop:world_size]
 
 
-def grouped_order(order: Sequence[int], *, window: int, key: Callable[[int], _Key]) -> list[int]:
-    """Bring samples of equal key together, inside windows of the order.
+def grouped_order(
+    order: Sequence[int], *, window: int, key: Callable[[int], _Key]
+) -> Iterator[int]:
+    """Bring samples of equal key together, inside windows of the order, one window at a time.
 
     Groups come in the order of their first samples, so the order of groups stays drawn.
 
     Examples
     --------
-    >>> grouped_order([3, 0, 2, 1, 5, 4], window=4, key=lambda index: index % 2)
+    >>> list(grouped_order([3, 0, 2, 1, 5, 4], window=4, key=lambda index: index % 2))
     [3, 1, 0, 2, 5, 4]
     """
-    grouped: list[int] = []
     for begin in range(0, len(order), window):
         groups: dict[_Key, list[int]] = {}
         for index in order[begin : begin + window]:
             groups.setdefault(key(index), []).append(index)
-        grouped.extend(index for members in groups.values() for index in members)
-    return grouped
+        for members in groups.values():
+            yield from members

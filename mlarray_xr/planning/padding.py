@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+
+from mlarray_xr.errors import LayoutError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,6 +58,11 @@ class Padding:
             Start and stop of what holds data, along each of these axes; not empty.
         value
             What ``"constant"`` puts there.
+
+        Raises
+        ------
+        LayoutError
+            When the type of the patch cannot hold the value.
         """
         first = out.ndim - len(valid)
         # Axis by axis: what an earlier axis filled is data for the next one.
@@ -64,9 +72,10 @@ class Padding:
             target: list[Any] = list(region)
             if len(outside):
                 target[axis] = outside
-                out[tuple(target)] = (
-                    value if self.mode == "constant" else self._mirrored(out, region, axis, outside)
-                )
+                if self.mode == "constant":
+                    out[tuple(target)] = _held(value, out.dtype)
+                else:
+                    out[tuple(target)] = self._mirrored(out, region, axis, outside)
             region[axis] = slice(None)
 
     def _mirrored(
@@ -85,3 +94,16 @@ class Padding:
         source[axis] = along
         mirrored: NDArray[Any] = out[tuple(source)]
         return mirrored
+
+
+def _held(value: float, dtype: np.dtype[Any]) -> float:
+    """Return a value that a type holds."""
+    with np.errstate(all="ignore"):
+        held = np.asarray(value).astype(dtype).item()
+    if held == value or (dtype.kind == "f" and not math.isinf(held)):
+        return value
+    msg = (
+        f"padding value {value!r} is none of {dtype}. To fix: another value, mode='edge', or "
+        "dtype='float32'"
+    )
+    raise LayoutError(msg)

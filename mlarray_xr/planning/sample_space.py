@@ -61,6 +61,8 @@ class SampleSpace:
         LayoutError
             When it is none of these.
         """
+        if hasattr(patch, "tolist"):  # of NumPy
+            patch = patch.tolist()
         if isinstance(patch, Mapping):
             unknown = [dim for dim in patch if dim not in self.dims]
             if unknown:
