@@ -11,6 +11,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.report import render, render_table
 from benchmarks.size import FULL, SMOKE
 from benchmarks.suite import BENCHMARKS, run_suite
+from benchmarks.training_plot import draw_training, is_rates
 
 
 def main() -> None:
@@ -36,9 +37,12 @@ def main() -> None:
         tables.append(table)
     if options.write:
         options.write.write_text(render(tables, machine=machine, size=size), encoding="utf-8")
+        images = options.write.parent / "images"
         for table in tables:
             if table.title == layouts.TIMES:
-                draw_layouts(table, options.write.parent / "images" / "layouts.svg")
+                draw_layouts(table, images / "layouts.svg")
+        if rates := [table for table in tables if is_rates(table)]:
+            draw_training(rates, images / "training.svg")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ _LIBRARIES = (
     "obstore",
     "fsspec",
     "cloud-volume",
+    "torch",
+    "torchio",
+    "monai",
 )
 
 

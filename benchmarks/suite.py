@@ -16,6 +16,7 @@ from benchmarks import (
     patches,
     points,
     remote,
+    training,
     writing,
 )
 from benchmarks.data import Workplace
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
     "layouts": layouts.run,
     "remote": remote.run,
     "points": points.run,
+    "training": training.run,
 }
 
 

@@ -29,7 +29,7 @@ from mlarray_xr.errors import AllocationError, MlaError, SourceChanged
 from mlarray_xr.format.chunk import check_chunks
 from mlarray_xr.storage import handles, mapped
 from mlarray_xr.storage.chunks import decode_chunk
-from mlarray_xr.storage.handles import MAX_OPEN_FILES, open_readers
+from mlarray_xr.storage.handles import most_open_files, open_readers
 from tests.frame_kit import encoded_index, make_frame, offsets_of, sections_of, write_b2nd
 from tests.stored_metadata import DATA
 from tests.test_selection import keys
@@ -641,12 +641,12 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
     values = random_values((5,), "<i4")
     data = make_frame(values)
     arrays = []
-    for i in range(MAX_OPEN_FILES + 20):
+    for i in range(most_open_files() + 20):
         (tmp_path / f"{i}.b2nd").write_bytes(data)
         arrays.append(MlaArray(tmp_path / f"{i}.b2nd"))
     for array in arrays:
         assert_same(array[...], values)
-        assert open_readers() <= MAX_OPEN_FILES
+        assert open_readers() <= most_open_files()
     for array in arrays:
         array.close()
 

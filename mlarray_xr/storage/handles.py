@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
     from mlarray_xr.storage.remote_source import Source
 
-__all__ = ["MAX_OPEN_FILES", "Reader", "close_reader", "open_readers", "opened_reader", "reader_of"]
+__all__ = [
+    "Reader",
+    "close_reader",
+    "most_open_files",
+    "open_readers",
+    "opened_reader",
+    "reader_of",
+]
 
-MAX_OPEN_FILES = 128
-
+_FEWEST_OPEN, _MOST_OPEN = 128, 1024
 _lock = threading.Lock()
 Reader: TypeAlias = MappedReader | RangedReader
 # A source, and whether its readers compare chunks with their checksums.
@@ -35,10 +41,24 @@ _open: OrderedDict[_Key, Reader] = OrderedDict()
 _in_memory: weakref.WeakValueDictionary[_Key, Reader] = weakref.WeakValueDictionary()
 
 
+def most_open_files() -> int:
+    """Return how many files may stay open: a quarter of what the system allows, 128 to 1024.
+
+    Patches drawn from more files than that open one nearly every time, which costs as much as
+    reading two of 64 cubed.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _FEWEST_OPEN
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if soft < 0 else min(max(soft // 4, _FEWEST_OPEN), _MOST_OPEN)
+
+
 def reader_of(source: Source, *, check: bool = False) -> Reader:
     """Return this process's reader of a source, opening it when it is not open.
 
-    At most `MAX_OPEN_FILES` files stay open, the least recently used one is dropped first; a read
+    At most `most_open_files` files stay open, the least recently used one is dropped first; a read
     under way keeps its reader. Readers of bytes in memory live as long as somebody holds them.
 
     Parameters
@@ -60,9 +80,10 @@ def reader_of(source: Source, *, check: bool = False) -> Reader:
             fresh = RangedReader(source, check=check)
         else:
             fresh = MappedReader(source, check=check)
+        limit = most_open_files()
         with _lock:
             reader = cache.setdefault(key, fresh)
-            while len(_open) > MAX_OPEN_FILES:
+            while len(_open) > limit:
                 _open.popitem(last=False)
     if not isinstance(source, BytesSource):
         with _lock, contextlib.suppress(KeyError):
