@@ -48,7 +48,7 @@ class Batches(RuleBasedStateMachine):
 
     @rule(target=filled, n=st.sampled_from([10, 10, 10, 500]), mark=st.integers(1, 9999))
     def fill(self, n: int, mark: int) -> int:
-        tensor = take_slot((2, n), INT16)
+        tensor = take_slot((2, n), INT16, is_shared=True)
         assert tensor is not None
         tensor.fill_(mark)
         return self.keep(tensor, mark)
@@ -95,7 +95,7 @@ def no_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_slot_serves_batches_that_are_let_go(no_slots: None) -> None:
     addresses = set()
     for _ in range(5):
-        tensor = take_slot((3, 4), INT16)
+        tensor = take_slot((3, 4), INT16, is_shared=True)
         assert tensor is not None
         addresses.add(tensor.data_ptr())
         packed = pack_slot(tensor)
@@ -108,14 +108,14 @@ def test_one_slot_serves_batches_that_are_let_go(no_slots: None) -> None:
 
 def test_slots_have_a_limit(no_slots: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_slots, "_MOST_BYTES", 1000)
-    held = [take_slot((200,), INT16) for _ in range(3)]
+    held = [take_slot((200,), INT16, is_shared=True) for _ in range(3)]
     assert [tensor is None for tensor in held] == [False, False, True]
     held.clear()
-    assert take_slot((200,), INT16) is not None
+    assert take_slot((200,), INT16, is_shared=True) is not None
 
 
 def test_what_lies_in_no_slot_is_not_packed(no_slots: None) -> None:
-    tensor = take_slot((4, 4), INT16)
+    tensor = take_slot((4, 4), INT16, is_shared=True)
     assert tensor is not None
     assert pack_slot(torch.zeros(4)) is None
     assert pack_slot(tensor.t()) is None
@@ -124,7 +124,7 @@ def test_what_lies_in_no_slot_is_not_packed(no_slots: None) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_copy_of_a_batch_does_not_let_it_go(no_slots: None) -> None:
-    tensor = take_slot((10,), INT16)
+    tensor = take_slot((10,), INT16, is_shared=True)
     assert tensor is not None
     packed = pack_slot(tensor)
     assert packed is not None

@@ -224,7 +224,9 @@ def _memory(
     except TypeError as error:
         msg = f"{dtype} is no type of PyTorch. To fix: name another one, such as dtype='float32'"
         raise ConversionError(msg) from error
-    if is_shared:
-        slot = take_slot(shape, dtype)
-        return shared_memory(shape, kind) if slot is None else slot
-    return torch.empty(shape, dtype=kind, pin_memory=is_pinned)
+    if is_pinned:
+        return torch.empty(shape, dtype=kind, pin_memory=True)
+    slot = take_slot(shape, dtype, is_shared=is_shared)
+    if slot is not None:
+        return slot
+    return shared_memory(shape, kind) if is_shared else torch.empty(shape, dtype=kind)

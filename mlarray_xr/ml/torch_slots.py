@@ -1,9 +1,11 @@
-"""Slots: shared memory that a worker fills again once its parent has let go of the batch in it.
+"""Slots: memory that is filled again once nobody holds the batch in it any more.
 
-One of the package's few pieces of state: a worker's slots, and what its parent has mapped of them.
-PyTorch makes a shared file for each batch, sends its descriptor through a socket, and both sides
-touch every page for the first time: of a batch of 64 cubed that takes longer than decoding it. A
-slot is made, sent and touched once. Its last byte says whether the parent has a batch in it.
+One of the package's few pieces of state: the slots of this process, and what it has mapped of those
+of its workers. The first touch of every page of new memory takes a third as long as decoding, and
+two threads wait for each other there. Between processes it is worse: PyTorch makes a shared file
+for each batch, sends its descriptor through a socket, and both sides touch every page. A slot is
+made, sent and touched once. The last byte of a shared one says whether the parent has a batch in
+it.
 """
 
 from __future__ import annotations
@@ -23,22 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedSlot", "pack_slot", "shared_memory", "take_slot", "unpack_slot"]
 
-# Of all slots of a worker; batches beyond that go PyTorch's way.
+# Of all slots of a process; batches beyond that are PyTorch's.
 _MOST_BYTES = 96 << 20
 _TAIL_BYTES = 64
 
-# Of a worker: its slots, and the same by address.
+# By address.
 _slots: dict[int, _Slot] = {}
 # Of the parent: what it has mapped, by worker and number.
 _mapped: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
 
 class _Slot:
-    """One slot, as its worker sees it."""
+    """One slot, as the process that fills it sees it."""
 
-    def __init__(self, number: int, n_bytes: int) -> None:
-        self.number = number
-        self.whole = shared_memory((n_bytes + _TAIL_BYTES,), torch.uint8)
+    def __init__(self, number: int, n_bytes: int, *, is_shared: bool) -> None:
+        self.number, self.is_shared = number, is_shared
+        make = shared_memory if is_shared else torch.empty
+        self.whole = make((n_bytes + _TAIL_BYTES,), dtype=torch.uint8)
         self.content = self.whole.numpy()
         self.content[-1] = 0
         self.is_known = self.is_sent = False
@@ -78,21 +81,26 @@ class PackedSlot:
     """Type of the elements."""
 
 
-def take_slot(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor | None:
-    """Return memory for a batch in a free slot of this worker; None when there is none.
+def take_slot(
+    shape: tuple[int, ...], dtype: np.dtype[Any], *, is_shared: bool
+) -> torch.Tensor | None:
+    """Return memory for a batch in a free slot of this process; None when there is none.
 
     Parameters
     ----------
     shape, dtype
         Of the batch.
+    is_shared
+        Whether it will be sent to the parent.
     """
     n_bytes = math.prod(shape) * dtype.itemsize
     slots = [*_slots.values()]
-    slot = next((each for each in slots if each.n_bytes >= n_bytes and each.is_free), None)
+    fitting = (s for s in slots if s.is_shared == is_shared and s.n_bytes >= n_bytes)
+    slot = next((each for each in fitting if each.is_free), None)
     if slot is None:
         if n_bytes + sum(each.n_bytes for each in slots) > _MOST_BYTES:
             return None
-        slot = _Slot(len(slots), n_bytes)
+        slot = _Slot(len(slots), n_bytes, is_shared=is_shared)
         _slots[slot.whole.data_ptr()] = slot
     return slot.lend(shape, dtype)
 
@@ -104,7 +112,9 @@ def pack_slot(tensor: torch.Tensor) -> PackedSlot | None:
     batch that has two names, one could be let go while the other is in use.
     """
     slot = _slots.get(tensor.data_ptr())
-    if slot is None or slot.is_sent or not tensor.is_contiguous() or tensor.nbytes > slot.n_bytes:
+    if slot is None or slot.is_sent or not slot.is_shared:
+        return None
+    if not tensor.is_contiguous() or tensor.nbytes > slot.n_bytes:
         return None
     whole = None if slot.is_known else slot.whole
     slot.content[-1], slot.is_sent, slot.is_known = 1, True, True
