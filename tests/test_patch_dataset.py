@@ -349,6 +349,29 @@ def test_validation_repeats_and_inference_covers(collection: Collection) -> None
     assert all(found.all() for found in seen.values())
 
 
+def test_ranks_share_validation_through_a_sampler(collection: Collection) -> None:
+    def loader(rank: int) -> Any:
+        sampler: Any = DistributedSampler(
+            range(6),  # type: ignore[arg-type]
+            num_replicas=2,
+            rank=rank,
+            shuffle=False,
+        )
+        return create_validation_dataloader(
+            collection,
+            image="ct",
+            patch_size=8,
+            patches_per_volume=2,
+            num_workers=0,
+            sampler=sampler,
+        )
+
+    ranks = [loader(rank) for rank in range(2)]
+    found = [samples_of(each) for each in ranks]
+    assert sorted(index for share in found for index, *_ in share) == list(range(6))
+    assert [samples_of(each) for each in ranks] == found
+
+
 def test_slices_lack_their_dimension(collection: Collection) -> None:
     dataset = PatchDataset(collection, sampling=Slices2D("y"), image="ct", mask="seg")
     assert len(dataset) == 31 + 18 + 26

@@ -269,6 +269,8 @@ def create_validation_dataloader(
     padding: Padding | None = None,
     dtype: DTypeLike | None = None,
     channel: Channel = "auto",
+    sampler: Sampler[Any] | None = None,
+    generator: torch.Generator | None = None,
     collate_fn: Callable[[Sequence[dict[str, Any]]], Any] | None = None,
     multiprocessing_context: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -280,8 +282,8 @@ def create_validation_dataloader(
     mask
         Modalities that are the mask.
     collection, patch_size, labels, image, batch_size, patches_per_volume, num_workers, \
-pin_memory, transform, seed, sampling, padding, dtype, channel, collate_fn, \
-multiprocessing_context, storage_options
+pin_memory, transform, seed, sampling, padding, dtype, channel, sampler, generator, \
+collate_fn, multiprocessing_context, storage_options
         As of `create_training_dataloader`.
 
     Returns
@@ -302,6 +304,7 @@ multiprocessing_context, storage_options
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        generator=generator,
         collate_fn=collate_fn,
         multiprocessing_context=multiprocessing_context,
     )
@@ -320,7 +323,7 @@ multiprocessing_context, storage_options
         storage_options=storage_options,
         pin_memory=loading.pins,
     )
-    return loading.loader(dataset, sampler=None)
+    return loading.loader(dataset, sampler=sampler, repeats=True)
 
 
 def create_inference_dataloader(
@@ -336,6 +339,8 @@ def create_inference_dataloader(
     padding: Padding | None = None,
     dtype: DTypeLike | None = None,
     channel: Channel = "auto",
+    sampler: Sampler[Any] | None = None,
+    generator: torch.Generator | None = None,
     collate_fn: Callable[[Sequence[dict[str, Any]]], Any] | None = None,
     multiprocessing_context: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -349,7 +354,7 @@ def create_inference_dataloader(
     overlap
         Of neighbouring windows, see `GridPatches`.
     collection, image, batch_size, num_workers, pin_memory, transform, padding, dtype, channel, \
-collate_fn, multiprocessing_context, storage_options
+sampler, generator, collate_fn, multiprocessing_context, storage_options
         As of `create_training_dataloader`.
 
     Returns
@@ -370,6 +375,7 @@ collate_fn, multiprocessing_context, storage_options
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        generator=generator,
         collate_fn=collate_fn,
         multiprocessing_context=multiprocessing_context,
     )
@@ -384,4 +390,4 @@ collate_fn, multiprocessing_context, storage_options
         storage_options=storage_options,
         pin_memory=loading.pins,
     )
-    return loading.loader(dataset, sampler=None)
+    return loading.loader(dataset, sampler=sampler, repeats=True)

@@ -45,17 +45,26 @@ class Loading:
     collate_fn: Callable[[Sequence[dict[str, Any]]], Any] | None = None
     multiprocessing_context: str | None = None
 
-    def loader(self, dataset: PatchDataset, *, sampler: Sampler[Any] | None) -> DataLoader[Any]:
+    def loader(
+        self, dataset: PatchDataset, *, sampler: Sampler[Any] | None, repeats: bool = False
+    ) -> DataLoader[Any]:
         """Make the loader.
+
+        Parameters
+        ----------
+        dataset, sampler
+            Of what, and in which order.
+        repeats
+            Whether every epoch takes the same patches.
 
         Raises
         ------
         ValueError
             When there are too few samples for one batch and smaller ones are dropped.
         """
-        if sampler is not None and not isinstance(sampler, PatchSampler):
+        if sampler is not None and not repeats and not isinstance(sampler, PatchSampler):
             sampler = EpochSampler(sampler)
-        n = len(dataset if sampler is None else sampler)
+        n = len(dataset) if sampler is None else len(sampler)  # type: ignore[arg-type]
         if self.drop_last and n < self.batch_size:
             msg = (
                 f"{n} samples are no batch of {self.batch_size}, and smaller ones are dropped: the "
