@@ -24,10 +24,12 @@ import pytest
 
 import mlarray_xr
 from mlarray_xr import MlaArray
-from mlarray_xr.errors import SourceChanged, TargetBusy
+from mlarray_xr.errors import FormatError, SourceChanged, TargetBusy
 from mlarray_xr.storage import frame_edit
 from mlarray_xr.storage.frame_lock import frame_lock
+from mlarray_xr.storage.frame_sections import reading
 from mlarray_xr.storage.random_access import RandomAccessFile
+from mlarray_xr.storage.source import source_of
 from mlarray_xr.storage.staging import owned
 from tests.test_edit import BOX, NEW, SHAPE, VALUES, assert_sound, edited, names_in, written
 
@@ -407,6 +409,15 @@ def test_threads_with_objects_of_their_own_try_again(path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(SHAPE[0])))
     assert_sound(path, np.repeat(-np.arange(SHAPE[0], dtype="i2")[:, None], SHAPE[1], axis=1))
+
+
+def test_a_file_that_is_edited_while_it_is_opened_is_not_called_damaged(path: Path) -> None:
+    source = source_of(path)
+    MlaArray(path, mode="r+").write(BOX, NEW)
+    with pytest.raises(SourceChanged), reading(source):
+        raise FormatError("the header claims more bytes than there were")
+    with pytest.raises(FormatError, match="damaged"), reading(source_of(path)):
+        raise FormatError("really damaged")
 
 
 def test_a_program_without_locks_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

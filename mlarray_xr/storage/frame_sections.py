@@ -66,7 +66,11 @@ def reading(source: Source) -> Iterator[tuple[RandomAccess, int]]:
             file.seek(start)
             return file.read(stop - start)
 
-        yield _ReadAhead(read), source.size
+        try:
+            yield _ReadAhead(read), source.size
+        except FormatError:
+            source.check()  # an edit since looks like damage
+            raise
 
 
 def slices(data: memoryview) -> RandomAccess:
