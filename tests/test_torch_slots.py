@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,6 +183,47 @@ def test_batches_that_are_held_stay_what_they_were(dataset: PatchDataset, is_wra
         gc.collect()
         for batch in loader:  # each let go before the next
             assert torch.equal(batch["image"][3], dataset[int(batch["index"][3])]["image"])
+
+
+def test_batches_of_this_process_stay_what_they_were_while_threads_read(
+    dataset: PatchDataset,
+) -> None:
+    expected = [dataset[index]["image"].clone() for index in range(64)]
+
+    def work(first: int) -> bool:
+        held = []
+        for begin in range(first, 64, 8):
+            keys = range(begin, min(begin + 4, 64))
+            held.append((keys, collate_patches(dataset.__getitems__([*keys]))["image"]))
+            if len(held) > 3:
+                del held[0]
+            for numbers, images in held:
+                pairs = zip(numbers, images, strict=True)
+                if not all(torch.equal(image, expected[number]) for number, image in pairs):
+                    return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, [*range(8)] * 6))
+
+
+def test_two_threads_never_get_one_slot(no_slots: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        first = take_slot((10,), INT16, is_shared=False)
+    del first
+    lend, gate = torch_slots._Slot.lend, threading.Barrier(2)
+
+    def slow(self: Any, shape: Any, dtype: Any) -> torch.Tensor:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait(0.2)  # the other thread has found the same slot by now, if it can
+        return lend(self, shape, dtype)
+
+    monkeypatch.setattr(torch_slots._Slot, "lend", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: take_slot((10,), INT16, is_shared=False), range(2)))
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].data_ptr() != found[1].data_ptr()
 
 
 def doubled(samples: Any) -> Any:

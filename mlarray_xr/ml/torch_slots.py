@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ __all__ = ["PackedSlot", "pack_slot", "shared_memory", "take_slot", "unpack_slot
 _MOST_BYTES = 96 << 20
 _TAIL_BYTES = 64
 
+_lock = threading.Lock()
 # By address.
 _slots: dict[int, _Slot] = {}
 # Of the parent: what it has mapped, by worker and number.
@@ -94,15 +96,16 @@ def take_slot(
         Whether it will be sent to the parent.
     """
     n_bytes = math.prod(shape) * dtype.itemsize
-    slots = [*_slots.values()]
-    fitting = (s for s in slots if s.is_shared == is_shared and s.n_bytes >= n_bytes)
-    slot = next((each for each in fitting if each.is_free), None)
-    if slot is None:
-        if n_bytes + sum(each.n_bytes for each in slots) > _MOST_BYTES:
-            return None
-        slot = _Slot(len(slots), n_bytes, is_shared=is_shared)
-        _slots[slot.whole.data_ptr()] = slot
-    return slot.lend(shape, dtype)
+    with _lock:  # two threads must not find the same slot free
+        slots = [*_slots.values()]
+        fitting = (s for s in slots if s.is_shared == is_shared and s.n_bytes >= n_bytes)
+        slot = next((each for each in fitting if each.is_free), None)
+        if slot is None:
+            if n_bytes + sum(each.n_bytes for each in slots) > _MOST_BYTES:
+                return None
+            slot = _Slot(len(slots), n_bytes, is_shared=is_shared)
+            _slots[slot.whole.data_ptr()] = slot
+        return slot.lend(shape, dtype)
 
 
 def pack_slot(tensor: torch.Tensor) -> PackedSlot | None:
@@ -181,8 +184,8 @@ def _forget_worker(worker: int) -> None:
 
 def _forget_after_fork() -> None:
     """Start without slots in a forked child: those of the parent are not its own."""
-    global _slots, _mapped
-    _slots, _mapped = {}, {}
+    global _lock, _slots, _mapped
+    _lock, _slots, _mapped = threading.Lock(), {}, {}
 
 
 if hasattr(os, "register_at_fork"):
