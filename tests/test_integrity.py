@@ -379,6 +379,9 @@ class CountedSource:
     def open(self) -> CountedFile:
         return CountedFile(self.data, self.reads)
 
+    def check(self) -> None:
+        """Bytes in memory do not change behind a reader."""
+
 
 def reads_of(call: Callable[[LocalSource], object], data: bytes) -> list[tuple[int, int]]:
     source = CountedSource(data)
