@@ -47,7 +47,7 @@ class MlaBackendArray(BackendArray):
     """
 
     def __init__(self, array: MlaArray) -> None:
-        self._array = array
+        self.array = array
         self.shape = array.shape
         self.dtype = array.dtype
 
@@ -78,16 +78,16 @@ class MlaBackendArray(BackendArray):
 
     def __dask_tokenize__(self) -> tuple[str | int, ...]:
         """Return the identity of the file."""
-        return self._array.__dask_tokenize__()
+        return self.array.__dask_tokenize__()
 
     def _outer(self, key: tuple[Any, ...]) -> Any:
         """Read integers, slices and 1-D arrays, each along its own axis."""
-        return self._array.select(plan_outer(key, self.shape))
+        return self.array.select(plan_outer(key, self.shape))
 
     def _vectorized(self, key: tuple[np.ndarray, ...]) -> Any:
         """Read one broadcastable index array per axis."""
         plan = plan_vectorized(key, self.shape)
-        values = self._array.select(plan.selection)
+        values = self.array.select(plan.selection)
         spread = values.transpose(plan.order).reshape(plan.spread)
         # A broadcast view is read-only, and what a user has loaded must not be.
         return spread if spread.shape == plan.shape else np.broadcast_to(spread, plan.shape).copy()

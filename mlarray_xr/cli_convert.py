@@ -9,7 +9,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.cli_arguments import count, memory, scheduler, sizes
-from mlarray_xr.cli_progress import progress_bar
 from mlarray_xr.cli_text import Outcome, report_facts, to_json
 from mlarray_xr.dask import connected, local_cluster
 from mlarray_xr.errors import ConversionError
@@ -113,8 +112,7 @@ def _convert_file(options: argparse.Namespace) -> Outcome:
         raise ConversionError(
             f"{options.src}: --jobs is for folders of images, and this is one. To fix: leave it out"
         )
-    with progress_bar("chunk") as progress:
-        report = convert(options.src, options.dst, **_shared(options), progress=progress)
+    report = convert(options.src, options.dst, **_shared(options))
     if report is not None:
         return Outcome(text=to_json(report_facts(report)) if options.json else str(report))
     path = os.path.abspath(options.dst)
@@ -126,10 +124,7 @@ def _convert_file(options: argparse.Namespace) -> Outcome:
 
 def _convert_folder(options: argparse.Namespace) -> Outcome:
     """Convert a folder of images."""
-    with progress_bar("B") as progress:
-        report = convert_folder(
-            options.src, options.dst, **_shared(options), jobs=options.jobs, progress=progress
-        )
+    report = convert_folder(options.src, options.dst, **_shared(options), jobs=options.jobs)
     failures = tuple(f"{each.source}: {each.reason}" for each in report.failed)
     if not (report.converted or report.skipped or failures):
         failures = (f"{options.src}: no image is there that is read",)

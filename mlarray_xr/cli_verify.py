@@ -6,7 +6,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from mlarray_xr.cli_arguments import add_storage_options, count
-from mlarray_xr.cli_progress import progress_bar
 from mlarray_xr.cli_text import Outcome, to_json
 from mlarray_xr.verification import verify_files
 
@@ -37,15 +36,11 @@ def add_verify(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> Outcome:
     """Check files."""
-    with progress_bar("file") as progress:
-        reports = list(
-            verify_files(
-                options.paths,
-                jobs=options.jobs,
-                progress=progress,
-                storage_options=dict(options.storage_options),
-            )
+    reports = list(
+        verify_files(
+            options.paths, jobs=options.jobs, storage_options=dict(options.storage_options)
         )
+    )
     bad = [r for r in reports if not r.passes(require_checksums=options.require_checksums)]
     failures = tuple(f"{report.path}: {_what(report)}" for report in bad)
     if not reports:

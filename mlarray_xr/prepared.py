@@ -21,6 +21,7 @@ from mlarray_xr.dask_write import (
     write_graph,
 )
 from mlarray_xr.planning.write_plan import recut
+from mlarray_xr.progress import shown_progress
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.job import WriteJob, identity_of
 from mlarray_xr.storage.joining import forget_prefix
@@ -30,11 +31,12 @@ from mlarray_xr.storage.staging import claim
 from mlarray_xr.storage.upload import StagedUpload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlarray_xr.planning.codec_choice import CodecChoice
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.write_plan import Parts
+    from mlarray_xr.progress import Shown
     from mlarray_xr.storage.encode import FramePlan
     from mlarray_xr.storage.job import Finished, Progress
     from mlarray_xr.storage.source import LocalSource
@@ -285,7 +287,7 @@ def parts_in_flight(*, uses_tasks: bool) -> int:
     return threads_per_process() if uses_tasks else available_threads() + 1
 
 
-def run_all(writes: list[PreparedWrite], progress: Progress | None) -> list[WriteReport]:
+def run_all(writes: list[PreparedWrite], progress: Shown) -> list[WriteReport]:
     """Run writes: those of Dask arrays in one computation, so that what they share is read once.
 
     When one fails, those that are not finished are given up.
@@ -294,14 +296,29 @@ def run_all(writes: list[PreparedWrite], progress: Progress | None) -> list[Writ
     with contextlib.ExitStack() as unfinished:
         for write in writes:
             unfinished.enter_context(write.cleaned_up())
+        tell = unfinished.enter_context(shown_progress(progress, unit="chunk"))
+        shares = dict(zip(map(id, writes), _shares(tell, writes), strict=True))
         with contextlib.ExitStack() as watching:
             for write in tasks:
-                watching.enter_context(watched(write.writer, progress))
+                watching.enter_context(watched(write.writer, shares[id(write)]))
             done = dict(zip(map(id, tasks), compute_all([w.graph() for w in tasks]), strict=True))
         return [
-            write.report(done[id(write)]) if id(write) in done else write.run(progress)
+            write.report(done[id(write)]) if id(write) in done else write.run(shares[id(write)])
             for write in writes
         ]
+
+
+def _shares(tell: Progress | None, writes: Sequence[PreparedWrite]) -> list[Progress | None]:
+    """Return what each of several writes tells its chunks to: they are counted together."""
+    if tell is None or len(writes) == 1:
+        return [tell] * len(writes)
+    all_done, total = [0] * len(writes), sum(write.writer.n_chunks for write in writes)
+
+    def share(number: int, done: int, _: int) -> None:
+        all_done[number] = done
+        tell(sum(all_done), total)
+
+    return [partial(share, number) for number in range(len(writes))]
 
 
 def delayed_report(write: PreparedWrite) -> Any:

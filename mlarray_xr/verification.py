@@ -15,6 +15,7 @@ import numpy as np
 
 from mlarray_xr.errors import FormatError
 from mlarray_xr.format.integrity import chunk_place
+from mlarray_xr.progress import shown_progress
 from mlarray_xr.storage.address import is_url, open_address
 from mlarray_xr.storage.frame_entries import read_integrity
 from mlarray_xr.storage.frame_file import open_frame, read_index
@@ -25,11 +26,12 @@ from mlarray_xr.storage.remote_source import remote_address
 from mlarray_xr.storage.source import BytesSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.integrity import Integrity
+    from mlarray_xr.progress import Shown
     from mlarray_xr.storage.remote_source import Source
 
 __all__ = ["DamagedChunk", "VerifyReport", "verify", "verify_files", "verify_folder"]
@@ -192,7 +194,7 @@ def verify_files(
     *,
     jobs: int | None = None,
     decode: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Shown = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Iterator[VerifyReport]:
     """Check many files, several at a time, and go on after damage.
@@ -209,7 +211,8 @@ def verify_files(
     decode
         See `verify`.
     progress
-        Called with the number of files done and of all files, before each report.
+        Called with the number of files done and of all files, before each report; True, False and
+        None as in `mlarray_xr.to_mla`.
     storage_options
         How to get at URLs; see `verify`.
 
@@ -228,15 +231,15 @@ def verify_files(
     check = partial(_verified, decode=decode, storage_options=storage_options)
     waiting: deque[Future[VerifyReport]] = deque()
     remaining, jobs = iter(found), jobs or available_threads()
-    with ThreadPoolExecutor(jobs) as pool:
+    with shown_progress(progress, unit="file") as tell, ThreadPoolExecutor(jobs) as pool:
         try:
             for done in range(1, len(found) + 1):
                 # One more than run, so that no thread idles while a report is looked at.
                 for path in itertools.islice(remaining, jobs + 1 - len(waiting)):
                     waiting.append(pool.submit(check, path))
                 report = waiting.popleft().result()
-                if progress is not None:
-                    progress(done, len(found))
+                if tell is not None:
+                    tell(done, len(found))
                 yield report
         finally:
             for future in waiting:
@@ -248,7 +251,7 @@ def verify_folder(
     *,
     jobs: int | None = None,
     decode: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Shown = None,
 ) -> Iterator[VerifyReport]:
     """Check every `.mla` file in a folder and in the folders below it, sorted by name.
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.region import Region
     from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.prepared import PreparedWrite
-    from mlarray_xr.storage.job import Progress
+    from mlarray_xr.progress import Shown
 
 __all__ = ["to_mla"]
 
@@ -60,7 +60,7 @@ def to_mla(
     compute: bool = True,
     resume: bool = False,
     memory_limit: int | str | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
     storage_options: Mapping[str, Any] | None = None,
     store: Any = None,
 ) -> Any:
@@ -139,8 +139,9 @@ def to_mla(
         Memory that the parts under way in one process may take, bytes or a text such as ``"2GB"``;
         parts are made small enough. What the tasks that produce them hold comes on top.
     progress
-        Called with the number of chunks done and of all chunks, from time to time and at the end.
-        Dask's own progress bars work as well.
+        Called with the number of chunks done and of all chunks, from time to time and at the end;
+        True shows a bar, False none. None shows one when the call takes longer than a second, in
+        notebooks and terminals. Dask's own progress bars work as well.
     storage_options
         How to get at a URL: credentials, endpoint and such, as fsspec or obstore spell them.
     store
@@ -264,7 +265,7 @@ def _written(
     *,
     is_local: bool,
     compute: bool,
-    progress: Progress | None,
+    progress: Shown,
 ) -> Any:
     """Write an object, or tell how that is done later."""
     if isinstance(obj, xr.Dataset) and len(obj.data_vars) != 1:
@@ -286,7 +287,7 @@ def _write_variables(
     *,
     is_local: bool,
     compute: bool,
-    progress: Progress | None,
+    progress: Shown,
 ) -> Any:
     """Write every variable of a dataset to a file of its name in a folder."""
     arrays = variables_of(dataset)

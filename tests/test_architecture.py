@@ -68,6 +68,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dask", "dask_caches", "dask_points", "dask_write", "merged"),
     (
         "template",
+        "progress",
+        "opened_file",
         "backend",
         "read",
         "report",
@@ -77,7 +79,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "region_write",
         "remote_write",
     ),
-    ("write", "creation", "verification", "labelled_points", "accessor"),
+    ("write", "creation", "verification", "labelled_points"),
     folder(
         "ml",
         "class_counts foreground_parts counts_file foreground_index volume subject_record "
@@ -100,9 +102,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "formats recipe comparison conversion case case_folder collection",
     ),
     folder("explore", "phantom preview demo patch_boxes machine_speed patch_timing"),
+    ("accessor",),
     (
         "cli_text",
-        "cli_progress",
         "cli_arguments",
         "cli_info",
         "cli_convert",
@@ -136,7 +138,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "zarr": ("foreign.zarr", "foreign.ome"),
     "tifffile": ("foreign.tiff",),
     "pydicom": ("foreign.dicom",),
-    "tqdm": ("cli_progress",),
+    "tqdm": ("progress",),
     "PIL": ("explore.preview",),
     "torch": ("ml.torch", "ml.monai"),
     "monai": ("ml.monai",),

@@ -9,7 +9,6 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import mlarray
 import nibabel as nib
@@ -386,21 +385,6 @@ def test_verify_as_json_and_strictly(checked: Path, capsys: pytest.CaptureFixtur
     assert printed.err.count("\n") == 2
     sound = str(checked / "sound.mla")
     assert main(["verify", sound, sound, "--require-checksums"]) == 0
-    assert capsys.readouterr().err == ""
-
-
-def test_there_is_a_bar_on_a_terminal_only(
-    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ["convert", str(scan), str(tmp_path / "b.mla"), "--patch", "4", "--overwrite"]
-    capsys.readouterr()
-    assert main(arguments) == 0
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert main(arguments) == 0
-    assert "chunk" in capsys.readouterr().err
-    with mock.patch.dict(sys.modules, {"tqdm": None}):
-        assert main(arguments) == 0
     assert capsys.readouterr().err == ""
 
 

@@ -16,6 +16,7 @@ from mlarray_xr.errors import MlaError
 from mlarray_xr.foreign.case_folder import Obstacle, find_cases
 from mlarray_xr.foreign.recipe import Recipe, share_of
 from mlarray_xr.planning.byte_amount import parse_bytes
+from mlarray_xr.progress import shown_progress
 from mlarray_xr.report import WriteReport
 from mlarray_xr.storage.read_pool import available_threads
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.nodes import ClusterCaches
     from mlarray_xr.planning.sizes import Sizes
+    from mlarray_xr.progress import Shown
     from mlarray_xr.storage.job import Progress
 
 __all__ = ["CollectionReport", "convert_folder"]
@@ -123,7 +125,7 @@ def convert_folder(
     verify: bool = False,
     memory_limit: int | str | None = None,
     jobs: int | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> CollectionReport:
     """Convert every image below a folder to an `.mla` file of the same relative name.
 
@@ -157,7 +159,8 @@ def convert_folder(
     jobs
         Small files at a time; None is one per thread, in this process at most 8.
     progress
-        Called with the bytes of the sources that are done, and of all sources.
+        Called with the bytes of the sources that are done, and of all sources; True, False and
+        None as in `mlarray_xr.to_mla`.
 
     Returns
     -------
@@ -201,9 +204,10 @@ def convert_folder(
         verify=verify,
         memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
     )
-    results = _convert_all(
-        folder.cases, recipe, overwrite=mode == "w", resume=resume, jobs=jobs, progress=progress
-    )
+    with shown_progress(progress, unit="B") as tell:
+        results = _convert_all(
+            folder.cases, recipe, overwrite=mode == "w", resume=resume, jobs=jobs, progress=tell
+        )
     return CollectionReport(
         target=target,
         converted=tuple(each for each in results if isinstance(each, WriteReport)),

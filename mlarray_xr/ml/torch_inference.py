@@ -20,6 +20,7 @@ from mlarray_xr.ml.inference_source import inference_source
 from mlarray_xr.planning.grid_patches import GridPatches
 from mlarray_xr.planning.padding import Padding
 from mlarray_xr.planning.sizes import whole_number
+from mlarray_xr.progress import shown_progress
 from mlarray_xr.storage.publication import check_target
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.patch_place import PatchPlace
     from mlarray_xr.planning.patch_weights import Weighting
     from mlarray_xr.planning.sizes import Sizes
+    from mlarray_xr.progress import Shown
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.job import Progress
 
@@ -66,7 +68,7 @@ def predict_volume(
     mode: Literal["w-", "w"] = "w-",
     codec: str | Codec = "auto",
     memory_limit: int | str = "512 MiB",
-    progress: Progress | None = None,
+    progress: Shown = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> WriteReport:
     """Predict a volume with a sliding window, and write the weighted mean to a new file.
@@ -106,7 +108,8 @@ def predict_volume(
     argmax, dtype, mode, codec, memory_limit
         As of `Aggregator`.
     progress
-        Called with the number of patches done and of all patches after each batch.
+        Called with the number of patches done and of all patches after each batch; True, False and
+        None as in `mlarray_xr.to_mla`.
     storage_options
         How to get at a URL; of a `Volume` its own.
 
@@ -168,8 +171,12 @@ def predict_volume(
         codec=codec,
         memory_limit=memory_limit,
     )
-    with _evaluating(model), contextlib.closing(predictions):
-        return _put_together(predictions, aggregator, progress)
+    with (
+        _evaluating(model),
+        contextlib.closing(predictions),
+        shown_progress(progress, unit="patch") as tell,
+    ):
+        return _put_together(predictions, aggregator, tell)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
