@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from mlarray_xr.accessor_series import SeriesMethods
+from mlarray_xr.accessor_views import ViewMethods
 from mlarray_xr.attributes import read_metadata
 from mlarray_xr.placement import geometry_of
 
@@ -25,14 +27,14 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.region import Region
     from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.points import Space
-    from mlarray_xr.storage.job import Progress
+    from mlarray_xr.progress import Shown
 
 __all__ = ["MlaAccessor"]
 
 
 @xr.register_dataarray_accessor("mla")
-class MlaAccessor:
-    """Geometry, metadata and writing of a DataArray, as ``array.mla``.
+class MlaAccessor(SeriesMethods, ViewMethods):
+    """Geometry, metadata, series, pictures and writing of a DataArray, as ``array.mla``.
 
     The geometry is that of the array in hand: it follows slices, strides, flips, transposes and
     integer selections, is computed when asked for, and cannot go stale. Columns of the affine are
@@ -249,13 +251,14 @@ class MlaAccessor:
         codec: str | Codec | CodecChoice = "auto",
         lossy: bool = False,
         prefer: Preference = "balanced",
+        levels: int | Literal["auto"] | None = None,
         mode: Literal["w-", "w", "r+"] = "w-",
         region: Region | Literal["auto"] | None = None,
         align_chunks: bool = True,
         compute: bool = True,
         resume: bool = False,
         memory_limit: int | str | None = None,
-        progress: Progress | None = None,
+        progress: Shown = None,
         block_index: bool | None = None,
         storage_options: Mapping[str, Any] | None = None,
         store: Any = None,
@@ -273,6 +276,7 @@ class MlaAccessor:
             codec=codec,
             lossy=lossy,
             prefer=prefer,
+            levels=levels,
             mode=mode,
             region=region,
             align_chunks=align_chunks,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlarray_xr.html_table import facts_table
+from mlarray_xr.planning.byte_amount import in_words
 from mlarray_xr.planning.grid import box_shape
 
 if TYPE_CHECKING:
@@ -89,3 +92,21 @@ class WriteReport:
             f"{self.choice or self.codec}{resumed}\n"
             f"  {self.seconds:.2f} s, {rate:.0f} MB/s, {processes}"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the report as a table, for notebooks; the file without its folder."""
+        rate = self.written_bytes / max(self.seconds, 1e-9) / 1e6
+        resumed = f", {self.n_resumed_chunks} of them resumed" if self.n_resumed_chunks else ""
+        region = self.region and ", ".join(f"{start}:{stop}" for start, stop in self.region)
+        facts = (
+            ("file", os.path.basename(self.path)),
+            ("array", f"{self.dtype} {self.shape}, {in_words(self.nbytes)}"),
+            ("stored", f"{in_words(self.file_bytes)}, ratio {self.ratio:.2f}"),
+            ("region", region or ""),
+            ("written", f"{self.n_chunks} chunks{resumed}"),
+            ("layout", f"chunks {self.layout.chunks} of blocks {self.layout.blocks}"),
+            ("codec", str(self.choice or self.codec)),
+            ("time", f"{self.seconds:.2f} s, {rate:.0f} MB/s"),
+            ("processes", str(self.workers)),
+        )
+        return facts_table(facts, title="written")

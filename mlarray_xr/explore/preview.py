@@ -1,57 +1,96 @@
-"""The door to Pillow: three slices of a volume as one picture."""
+"""The central planes of an array as pictures, read within bounded work."""
 
 from __future__ import annotations
 
 import math
 import os
 from dataclasses import dataclass
-from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from xarray.core.indexing import LazilyIndexedArray
 
 from mlarray_xr.array import MlaArray
+from mlarray_xr.attributes import read_metadata
 from mlarray_xr.backend import MlaBackendArray
 from mlarray_xr.dataset import dataset_from
-from mlarray_xr.errors import ConversionError, GeometryError, MissingDependencyError
+from mlarray_xr.errors import MetadataError
+from mlarray_xr.explore.central_planes import plan_central_planes
+from mlarray_xr.explore.picture import png_bytes, resized, written_on
+from mlarray_xr.explore.plane_reading import levels_behind, read_planes
+from mlarray_xr.explore.scale_bar import plan_bar
 from mlarray_xr.foreign.nifti import NIFTI_SUFFIXES, open_nifti
-from mlarray_xr.placement import geometry_of
+from mlarray_xr.opened_file import file_of
+from mlarray_xr.planning.contrast import (
+    chunk_window,
+    coloured,
+    looks_like_labels,
+    plan_window,
+    recorded_window,
+    shaded,
+)
 from mlarray_xr.read import open_mla
 from mlarray_xr.storage.publication import published
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from numpy.typing import NDArray
 
-    from mlarray_xr.geometry import Geometry
+    from mlarray_xr.explore.central_planes import PlaneView
+    from mlarray_xr.explore.picture import Anchor
+    from mlarray_xr.explore.plane_reading import Plane
+    from mlarray_xr.explore.scale_bar import ScaleBar
 
-__all__ = ["preview"]
+__all__ = [
+    "LARGEST_PX",
+    "SMALLEST_PX",
+    "Drawing",
+    "DrawnPlane",
+    "contrast_of",
+    "draw_planes",
+    "preview",
+]
 
 _GAP_PX = 8
 _TEXT_PX = 16
-_LEAST_PX = 32
-_BAR_SHARE = 0.5
-_PERCENTILES = (0.5, 99.5)
-_VOXELS_PER_PX = 2
-_LEFT_RIGHT = 0
+SMALLEST_PX, LARGEST_PX = 32, 4096
+"""Bounds of the longest side of a plane, pixels."""
+
+_BAR_SHARE = 0.4
+_BAR_HEIGHT_PX = 3
+_SAMPLE_PX = 64
+_MOST_CHUNKS = 1 << 20
+_LABEL_NAMES = frozenset({"labels", "label", "mask", "seg", "segmentation"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _View:
-    """One plane of an array and how it is shown."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DrawnPlane:
+    """One plane, ready to be shown."""
 
-    rows: str
-    columns: str
-    position: dict[str, int]
-    """Index along every other dimension."""
-    extent: tuple[float, float]
-    """Height and width, in units of the spacing."""
-    is_flipped: bool
-    """Whether the last row is at the top."""
-    caption: str
+    view: PlaneView
+    """Which plane, and how it lies on the screen."""
+    pixels: NDArray[np.uint8]
+    """(rows, columns) grey or (rows, columns, 3) colours."""
+    n_skipped: int
+    """Of how many voxels one was read for want of time; 1 when the picture is as sharp as it is
+    large."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawing:
+    """The planes of an array, at one scale and contrast."""
+
+    planes: tuple[DrawnPlane, ...]
+    """One to three."""
+    bar: ScaleBar
+    """A length at their scale."""
+    n_overviews: int
+    """How many coarser levels lie beside the file of the array."""
+
+    @property
+    def n_skipped(self) -> int:
+        """The largest of the planes."""
+        return max(plane.n_skipped for plane in self.planes)
 
 
 def preview(
@@ -62,10 +101,11 @@ def preview(
 ) -> tuple[int, int]:
     """Draw the central planes across three axes side by side into a PNG file, replacing it.
 
-    Reads these planes and no more, with a stride where there are more than two voxels per pixel.
-    Proportions follow the spacing, grey values the percentiles 0.5 and 99.5. Superior, or else
-    anterior, is up where the file says RAS or LPS; otherwise rows run down in array order. Of
-    further axes, such as time, the first entry is shown.
+    Reads from overviews where there are some, and otherwise so few voxels of these planes that it
+    takes a moment from a file of any size; the picture then says that it is coarse. Proportions
+    follow the spacing, grey values the percentiles 0.5 and 99.5, labels have colours. Superior, or
+    else anterior, is up where the file says RAS or LPS, and letters stand at the edges; otherwise
+    rows run down in array order. Of further axes, such as time, the first entry is shown.
 
     Parameters
     ----------
@@ -74,7 +114,7 @@ def preview(
     dst
         The PNG file.
     size_px
-        Pixels along the longest side of a plane, at least 32.
+        Pixels along the longest side of a plane, 32 to 4096.
 
     Returns
     -------
@@ -87,6 +127,8 @@ def preview(
         When there are fewer than two axes, no voxels, or voxels that are no numbers.
     MissingDependencyError
         When Pillow is not installed.
+    ValueError
+        When the size is another number.
 
     Examples
     --------
@@ -95,161 +137,179 @@ def preview(
     >>> preview("ramp.mla", "ramp.png", size_px=90)
     (272, 92)
     """
-    if size_px < _LEAST_PX:
-        raise ValueError(f"size_px={size_px}: at least {_LEAST_PX} pixels are needed")
-    image, draw = _pillow()
-    array = _opened(source)
-    views, unit = _plan_views(array)
-    planes = [_read(array, view, size_px=size_px) for view in views]
-    shades = _shades(planes)
-    scale = size_px / max(max(view.extent) for view in views)
-    panels = []
-    for shade, view in zip(shades, views, strict=True):
-        height, width = (max(1, round(n * scale)) for n in view.extent)
-        panels.append(image.fromarray(shade).resize((width, height), image.Resampling.BILINEAR))
-    width = sum(panel.width + _GAP_PX for panel in panels) + _GAP_PX
-    height = max(panel.height for panel in panels) + 2 * _TEXT_PX
-    picture = image.new("L", (width, height))
-    pen, left = draw.Draw(picture), _GAP_PX
-    for panel, view in zip(panels, views, strict=True):
-        pen.text((left, 2), view.caption, fill=255)
-        picture.paste(panel, (left, _TEXT_PX))
-        left += panel.width + _GAP_PX
-    length = _round_length(_BAR_SHARE * size_px / scale)
-    bar_px = round(length * scale)
-    pen.rectangle((_GAP_PX, height - 8, _GAP_PX + bar_px, height - 6), fill=255)
-    pen.text((2 * _GAP_PX + bar_px, height - _TEXT_PX + 2), f"{length:g} {unit}", fill=255)
+    drawing = draw_planes(_opened(source), size_px=size_px)
+    picture = _side_by_side(drawing)
+    encoded = png_bytes(picture)
     with published(os.path.abspath(os.fspath(dst)), overwrite=True) as file:
-        picture.save(file, format="PNG")
-    return width, height
+        file.write(encoded)
+    return picture.shape[1], picture.shape[0]
+
+
+def contrast_of(array: xr.DataArray) -> tuple[float, float]:
+    """Return the values that pictures of an array show as black and as white.
+
+    From what the file of the array says of its values, if it does: percentiles or extremes in the
+    metadata, or the ranges of its chunks; otherwise from samples of the central planes.
+
+    Parameters
+    ----------
+    array
+        Anything that has a picture; a Dask array that is not a file is computed for it in part.
+
+    Returns
+    -------
+    tuple of float
+        The first is below the second.
+
+    Raises
+    ------
+    ConversionError
+        When the array has no picture.
+
+    Examples
+    --------
+    >>> contrast_of(xr.DataArray(np.arange(4096).reshape(64, 64), dims=("y", "x")))
+    (20.475, 4074.525)
+    """
+    planes = plan_central_planes(array)
+    file = file_of(array)
+    recorded = None if file is None else _recorded_contrast(file)
+    if recorded is not None:
+        return recorded
+    sampled = read_planes(array, planes, levels=levels_behind(array), size_px=_SAMPLE_PX)
+    return plan_window(plane.means() for plane in sampled)
+
+
+def draw_planes(array: xr.DataArray, *, size_px: int) -> Drawing:
+    """Read and draw the central planes of an array.
+
+    Parameters
+    ----------
+    array
+        At least 2-D; a Dask array that is not a whole file is computed, plane by plane.
+    size_px
+        Pixels along the longest side of a plane, 32 to 4096.
+
+    Raises
+    ------
+    ConversionError, MissingDependencyError, ValueError
+        As `preview`.
+    """
+    if type(size_px) is not int or not SMALLEST_PX <= size_px <= LARGEST_PX:
+        raise ValueError(
+            f"size_px={size_px!r}: a number of pixels from {SMALLEST_PX} to {LARGEST_PX} is needed"
+        )
+    planned = plan_central_planes(array)
+    scale = planned.px_per_unit(size_px)
+    levels = levels_behind(array)
+    read = read_planes(array, planned, levels=levels, size_px=size_px)
+    pixels = _pixels(array, read)
+    drawn = tuple(
+        DrawnPlane(
+            view=view,
+            pixels=resized(
+                one, shape=view.size_px(scale), smooth="linear" if one.ndim == 2 else "nearest"
+            ),
+            n_skipped=plane.n_skipped if plane.is_coarse else 1,
+        )
+        for view, plane, one in zip(planned.views, read, pixels, strict=True)
+    )
+    # Left of the letter in the middle of the first plane's lower edge.
+    longest_px = _BAR_SHARE * drawn[0].pixels.shape[1]
+    bar = plan_bar(longest_px=longest_px, px_per_unit=scale, unit=planned.unit)
+    return Drawing(planes=drawn, bar=bar, n_overviews=max(0, len(levels) - 1))
 
 
 def _opened(source: str | os.PathLike[str] | MlaArray | xr.DataArray) -> xr.DataArray:
-    """Return what is shown as a lazy DataArray that can be shown at all."""
+    """Return what is shown as a lazy DataArray."""
     if isinstance(source, xr.DataArray):
-        array = source
-    elif isinstance(source, MlaArray):
+        return source
+    if isinstance(source, MlaArray):
         lazy = LazilyIndexedArray(MlaBackendArray(source))
-        array = next(iter(dataset_from(lazy, source).data_vars.values()), xr.DataArray())
-    elif os.fspath(source).lower().endswith(NIFTI_SUFFIXES):
-        array = open_nifti(source)
-    else:
-        array = open_mla(source)
-    if array.ndim < 2 or 0 in array.shape or array.dtype.kind not in "biufc":
-        raise ConversionError(
-            f"an array of shape {array.shape} and type {array.dtype} has no picture: two axes and "
-            "some numbers are needed"
-        )
-    return array
+        return next(iter(dataset_from(lazy, source).data_vars.values()), xr.DataArray())
+    if os.fspath(source).lower().endswith(NIFTI_SUFFIXES):
+        return open_nifti(source)
+    return open_mla(source)
 
 
-def _plan_views(array: xr.DataArray) -> tuple[list[_View], str]:
-    """Decide which planes are shown, and the unit of their extents."""
-    dims = [str(dim) for dim in array.dims]
-    geometry = _geometry(array)
-    spacing: dict[str, float] = {}
-    flipped: set[str] = set()
-    unit = "voxels"
-    if geometry is not None:
-        spacing = dict(zip(geometry.dims, geometry.spacing, strict=True))
-        flipped = _pointing_up(geometry)
-        unit = next(iter(geometry.units)) or "units"
-    spatial = [dim for dim in dims if dim in spacing]
-    shown = (spatial if len(spatial) > 1 else dims)[-3:]
-    extents = {dim: array.sizes[dim] * _usable(spacing.get(dim, 1.0)) for dim in shown}
-    views = []
-    for pair in reversed(list(combinations(shown, 2))):
-        is_named = all(dim in ("x", "y", "z") for dim in pair)
-        columns, rows = sorted(pair) if is_named else reversed(pair)
-        position = {dim: 0 for dim in dims if dim not in pair}
-        across = {dim: array.sizes[dim] // 2 for dim in shown if dim not in pair}
-        text = "".join(f"  {dim}={index}" for dim, index in across.items())
-        views.append(
-            _View(
-                rows=rows,
-                columns=columns,
-                position={**position, **across},
-                extent=(extents[rows], extents[columns]),
-                is_flipped=rows in flipped,
-                caption=f"{rows}, {columns}{text}",
-            )
-        )
-    return views, unit
-
-
-def _geometry(array: xr.DataArray) -> Geometry | None:
-    """Return the geometry of an array, None without one that proportions can follow."""
-    try:
-        geometry = geometry_of(array)
-    except GeometryError:
+def _recorded_contrast(file: MlaArray) -> tuple[float, float] | None:
+    """Return the window that a file gives, None where it gives none."""
+    stats = file.metadata.stats
+    window = _stated_percentiles(file) or recorded_window(stats.min, stats.max)
+    n_chunks = math.prod(-(-n // c) for n, c in zip(file.shape, file.chunks, strict=True))
+    if window is not None or n_chunks > _MOST_CHUNKS:
+        return window
+    ranges = file.chunk_statistics()
+    if ranges is None:
         return None
-    return geometry if geometry.is_stored else None
+    return chunk_window(ranges.least, ranges.greatest, ranges.nonzero)
 
 
-def _pointing_up(geometry: Geometry) -> set[str]:
-    """Return the dimensions whose last entry belongs at the top: superior or anterior."""
+def _stated_percentiles(file: MlaArray) -> tuple[float, float] | None:
+    """Return the percentiles that a file states."""
+    stats = file.metadata.stats
+    return recorded_window(stats.percentile_min, stats.percentile_max)
+
+
+def _pixels(array: xr.DataArray, planes: list[Plane]) -> list[NDArray[np.uint8]]:
+    """Return planes as colours or greys, all of them with the same contrast."""
+    if _are_labels(array, planes):
+        return [coloured(plane.middles()) for plane in planes]
+    means = [plane.means() for plane in planes]
+    file = file_of(array)
+    stated = None if file is None else _stated_percentiles(file)
+    window = stated or plan_window(means)
+    return [shaded(plane, window) for plane in means]
+
+
+def _are_labels(array: xr.DataArray, planes: list[Plane]) -> bool:
+    """Tell whether an array holds labels: as its file says, by its name, or by its values."""
     try:
-        direction = geometry.in_system("RAS").direction
-    except GeometryError:
-        return set()
-    along = np.abs(direction).argmax(axis=0)
-    return {
-        dim
-        for axis, dim in enumerate(geometry.dims)
-        if along[axis] != _LEFT_RIGHT and direction[along[axis], axis] > 0
-    }
+        described = read_metadata(array.attrs)
+    except MetadataError:
+        described = None
+    is_seg = None if described is None else described[0].is_seg
+    if is_seg is not None:
+        return is_seg and array.dtype.kind in "biuf"
+    if array.name in _LABEL_NAMES and array.dtype.kind in "biu":
+        return True
+    return looks_like_labels([plane.middles() for plane in planes])
 
 
-def _usable(spacing: float) -> float:
-    """Return a spacing that a picture can have."""
-    return spacing if math.isfinite(spacing) and spacing > 0 else 1.0
+def _side_by_side(drawing: Drawing) -> NDArray[np.uint8]:
+    """Put planes next to each other, with captions above, letters on them and the bar below."""
+    panels = [plane.pixels for plane in drawing.planes]
+    height = max(len(panel) for panel in panels) + 2 * _TEXT_PX
+    width = sum(panel.shape[1] + _GAP_PX for panel in panels) + _GAP_PX
+    picture = np.zeros((height, width, *panels[0].shape[2:]), np.uint8)
+    texts: list[tuple[tuple[float, float], str, Anchor]] = []
+    left = _GAP_PX
+    for plane in drawing.planes:
+        rows, columns = plane.pixels.shape[:2]
+        picture[_TEXT_PX : _TEXT_PX + rows, left : left + columns] = plane.pixels
+        texts.append(((_TEXT_PX / 2, left), plane.view.caption, "left"))
+        texts += _letters(plane, left)
+        left += columns + _GAP_PX
+    middle = height - _TEXT_PX // 2
+    stop = _GAP_PX + drawing.bar.length_px
+    picture[middle - _BAR_HEIGHT_PX // 2 :][:_BAR_HEIGHT_PX, _GAP_PX:stop] = 255
+    texts.append(((middle, stop + _GAP_PX), drawing.bar.text, "left"))
+    if drawing.n_skipped > 1:
+        note = f"coarse: 1 of {drawing.n_skipped} voxels"
+        texts.append(((middle, width - _GAP_PX), note, "right"))
+    return written_on(picture, texts)
 
 
-def _read(array: xr.DataArray, view: _View, *, size_px: int) -> NDArray[np.float64]:
-    """Read one plane, rows by columns, with at most two voxels for a pixel along an axis."""
-    strides = {
-        dim: slice(None, None, max(1, array.sizes[dim] // (_VOXELS_PER_PX * size_px)))
-        for dim in (view.rows, view.columns)
-    }
-    plane = array.isel({**view.position, **strides})
-    values: Any = plane.to_numpy()
-    if plane.dims != (view.rows, view.columns):
-        values = values.T
-    if view.is_flipped:
-        values = values[::-1]
-    return np.asarray(np.abs(values) if values.dtype.kind == "c" else values, np.float64)
-
-
-def _shades(planes: list[NDArray[np.float64]]) -> list[NDArray[np.uint8]]:
-    """Map values to grey, the same for all planes; what is not finite is black."""
-    known = np.concatenate([plane[np.isfinite(plane)] for plane in planes])
-    low, high = np.percentile(known, _PERCENTILES) if known.size else (0.0, 0.0)
-    if low == high and known.size:
-        low, high = known.min(), known.max()
-    # A constant picture is grey.
-    span = high - low or 2 * (abs(low) or 1.0)
-    base = low if high > low else low - span / 2
+def _letters(plane: DrawnPlane, left: int) -> list[tuple[tuple[float, float], str, Anchor]]:
+    """Return the letters at the edges of a plane that begins at a column of the picture."""
+    edges = plane.view.edges
+    if edges is None:
+        return []
+    rows, columns = plane.pixels.shape[:2]
+    middle, centre = _TEXT_PX + rows / 2, left + columns / 2
     return [
-        (np.nan_to_num((plane - base) / span, posinf=0.0, neginf=0.0).clip(0, 1) * 255).astype(
-            np.uint8
-        )
-        for plane in planes
+        ((_TEXT_PX + _TEXT_PX / 2, centre), edges.top, "centre"),
+        ((rows + _TEXT_PX / 2, centre), edges.bottom, "centre"),
+        ((middle, left + 2), edges.left, "left"),
+        ((middle, left + columns - 2), edges.right, "right"),
     ]
-
-
-def _round_length(longest: float) -> float:
-    """Return the largest 1, 2 or 5 times a power of ten that is not longer."""
-    power = 10.0 ** math.floor(math.log10(longest))
-    return max(factor * power for factor in (1, 2, 5) if factor * power <= longest)
-
-
-def _pillow() -> tuple[ModuleType, ModuleType]:
-    """Return Pillow's modules for images and for drawing."""
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise MissingDependencyError(
-            "pictures need Pillow, which is not installed. "
-            'To fix: pip install "mlarray-xr[preview]"'
-        ) from error
-    return Image, ImageDraw

@@ -40,11 +40,11 @@ class Case:
     def files(self) -> Iterator[str]:
         """Yield the paths of the files that the image consists of, sorted by name.
 
-        Of header files all that share their name up to the suffix: it is not known before they are
-        opened which of those they refer to.
+        Sidecars are among them: what they say is kept. Of header files all that share their name
+        up to the suffix: it is not known before they are opened which of those they refer to.
         """
         if not os.path.isdir(self.source):
-            yield from self._beside()
+            yield from sorted({*self._beside(), *self.format.files_beside(self.source)})
             return
         for folder, folders, names in os.walk(self.source):
             folders.sort()
@@ -56,7 +56,7 @@ class Case:
             yield from (os.path.join(folder, name) for name in slices)
 
     def measured(self) -> Case:
-        """Return the case with content and size; no file is opened.
+        """Return the case with content and size; no voxel is read.
 
         Raises
         ------

@@ -13,6 +13,7 @@ import numpy as np
 from mlarray_xr.dask import run_tasks
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.planning.grid import part_boxes, plan_part
+from mlarray_xr.storage.ordered_tasks import run_ordered
 from mlarray_xr.storage.read_pool import available_threads
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlarray_xr.foreign.image import LazyArray
+    from mlarray_xr.foreign.streamed import StreamedArray
     from mlarray_xr.planning.grid import Box
+    from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.storage.job import Progress
 
-__all__ = ["Comparison", "find_difference"]
+__all__ = ["Comparison", "find_difference", "find_streamed_difference"]
 
 _PART_BYTES = 32 << 20
 _COPIES = 2
@@ -123,6 +126,55 @@ def find_difference(
     return None
 
 
+def find_streamed_difference(
+    source: StreamedArray,
+    target: LazyArray,
+    *,
+    slabs: Parts,
+    progress: Progress | None = None,
+) -> Box | None:
+    """Compare a packed array with what was made of it, bit by bit, while it is unpacked again.
+
+    Parameters
+    ----------
+    source, target
+        The two, axis by axis the same.
+    slabs
+        How the source is cut along its slowest axis.
+    progress
+        Called with the number of slabs compared and of all slabs.
+
+    Returns
+    -------
+    Box or None
+        The first slab that differs.
+
+    Raises
+    ------
+    ConversionError, SourceChanged
+        When the source is damaged, or no longer what it was.
+    """
+    boxes = slabs.boxes()
+    with contextlib.closing(source.slabs(slabs.extents[source.axis])) as unpacked:
+        tasks = (
+            partial(_slab_differs, slab, target, box)
+            for slab, box in zip(unpacked, boxes, strict=True)
+        )
+        with contextlib.closing(run_ordered(tasks)) as compared:
+            for done, (box, differs) in enumerate(zip(boxes, compared, strict=True), 1):
+                if differs:
+                    return box
+                if progress is not None:
+                    progress(done, len(boxes))
+    return None
+
+
+def _slab_differs(slab: NDArray[Any], target: LazyArray, box: Box) -> bool:
+    """Compare one slab."""
+    order = range(slab.ndim)
+    return _digest_of(slab, order) != _digest(target, box, order)
+
+
 def _differs(comparison: Comparison, box: Box) -> bool:
     """Compare one box: a function, so that it pickles."""
     return comparison.differs(box)
@@ -130,7 +182,11 @@ def _differs(comparison: Comparison, box: Box) -> bool:
 
 def _digest(array: LazyArray, box: Box, order: Sequence[int]) -> bytes:
     """Return the digest of the elements of a box: C order, this machine's byte order."""
-    values: NDArray[Any] = np.asarray(array[tuple(slice(*pair) for pair in box)])
+    return _digest_of(np.asarray(array[tuple(slice(*pair) for pair in box)]), order)
+
+
+def _digest_of(values: NDArray[Any], order: Sequence[int]) -> bytes:
+    """Return the digest of elements: C order of the reordered axes, this machine's byte order."""
     plain: Any = np.ascontiguousarray(values.transpose(order), _plain(values.dtype))
     return hashlib.blake2b(plain.reshape(-1).view(np.uint8), digest_size=_DIGEST_BYTES).digest()
 

@@ -14,7 +14,7 @@ from mlarray_xr.foreign.image import ForeignImage
 from mlarray_xr.foreign.nifti_metadata import header_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mlarray_xr.storage.job import Progress
 
@@ -52,6 +52,13 @@ class Writer(Protocol):
         """Write an array; ``"w-"`` refuses an existing target."""
 
 
+class FilesBeside(Protocol):
+    """What tells which files of their own belong to an image."""
+
+    def __call__(self, path: str) -> Iterable[str]:
+        """Return their paths; no voxel is read."""
+
+
 class AxisOrder(Protocol):
     """What tells how a writer transposes."""
 
@@ -62,6 +69,12 @@ class AxisOrder(Protocol):
 def _as_it_is(array: MlaArray) -> Sequence[int]:
     """Return the axes of an array that is written without transposing."""
     return range(array.ndim)
+
+
+def _nothing_beside(path: str) -> Iterable[str]:
+    """Return the files beside an image that stands alone."""
+    del path
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +93,8 @@ class Format:
     """Endings of the names of files that can be written."""
     axis_order: AxisOrder = _as_it_is
     """Order of the axes in files that `write_image` makes."""
+    files_beside: FilesBeside = _nothing_beside
+    """Sidecars and masks of an image, which have names of their own."""
 
 
 def _open_mla(path: str, *, scratch_dir: str | None, dataset: str | None) -> ForeignImage:
@@ -113,6 +128,7 @@ FORMATS = (
         write_image=nifti.write_image,
         written_suffixes=(".nii.gz", ".nii", ".hdr", ".img"),
         axis_order=_nifti_order,
+        files_beside=nifti.files_beside,
     ),
     Format(
         name="nrrd",

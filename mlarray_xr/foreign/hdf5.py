@@ -2,7 +2,7 @@
 
 What is understood: dimension scales (HDF5's own specification), ``element_size_um`` (ilastik and
 PlantSeg: voxel size z, y, x in micrometres), ``axistags`` (vigra, which ilastik writes), and
-nifreeze's NFDH5 files (affine, gradients, frame times).
+nifreeze's files (see `mlarray_xr.foreign.nifreeze`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.foreign.hdf5_file import (
@@ -34,11 +33,21 @@ from mlarray_xr.foreign.labelled import (
     is_storable,
     labelled_metadata,
 )
+from mlarray_xr.foreign.nifreeze import (
+    SERIES,
+    companion_datasets,
+    is_nifreeze,
+    nifreeze_affine,
+    nifreeze_coords,
+    nifreeze_dims,
+    nifreeze_source,
+)
 from mlarray_xr.storage.source import LocalSource, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import xarray as xr
     from numpy.typing import NDArray
 
     from mlarray_xr.format.metadata import Json, Metadata
@@ -47,8 +56,6 @@ __all__ = ["Hdf5Array", "open_image"]
 
 _UNUSED_SCALE = "This is a netCDF dimension but not a netCDF variable"
 _VIGRA_DIMS = {"x": "x", "y": "y", "z": "z", "t": "time", "c": "channel"}
-_NIFREEZE_SERIES = ("0", "dataobj")
-_GRADIENT_COLUMNS = ("bvec_x", "bvec_y", "bvec_z", "bval")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +113,7 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
         Unused: datasets are read where they lie.
     dataset
         Path of the dataset inside the file. By default the only one of two or more axes, of
-        nifreeze's files the series.
+        nifreeze's files the series with its companions ``"mask"`` and ``"bzero"``.
 
     Raises
     ------
@@ -132,13 +139,26 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
     source = source_of(path)
     assert isinstance(source, LocalSource)
     with explained(source.path), opened(source.path) as file:
-        name = _chosen(file, dataset)
-        found = _own_dataset(file, name)
-        check_values(found.shape, found.dtype)
-        values = Hdf5Array(
-            source=source, dataset=name, shape=found.shape, dtype=np.dtype(found.dtype.str)
-        )
-        return ForeignImage(values=values, metadata=_metadata(file, found))
+        found = _own_dataset(file, _chosen(file, dataset))
+        image = _image(source, file, found)
+        if dataset is not None:
+            return image
+        companions = {
+            name: _image(source, file, volume)
+            for name, volume in companion_datasets(file, found).items()
+        }
+    if "mask" in companions:
+        mask = companions["mask"]
+        companions["mask"] = replace(mask, metadata=replace(mask.metadata, is_seg=True))
+    return replace(image, companions=companions)
+
+
+def _image(source: LocalSource, file: Any, found: Any) -> ForeignImage:
+    """Return the address of a dataset and its metadata."""
+    check_values(found.shape, found.dtype)
+    name, dtype = found.name, np.dtype(found.dtype.str)
+    values = Hdf5Array(source=source, dataset=name, shape=found.shape, dtype=dtype)
+    return ForeignImage(values=values, metadata=_metadata(file, found))
 
 
 def _chosen(file: Any, dataset: str | None) -> str:
@@ -146,8 +166,8 @@ def _chosen(file: Any, dataset: str | None) -> str:
     start = "/" if dataset is None else resolved(file, dataset_parts(dataset))
     if hasattr(file[start], "shape"):
         return start
-    if dataset is None and _is_nifreeze(file):
-        return resolved(file, _NIFREEZE_SERIES)
+    if dataset is None and is_nifreeze(file):
+        return resolved(file, SERIES)
     prefix = start.rstrip("/") + "/"
     candidates = {}
     for name, item in links(file):
@@ -174,10 +194,11 @@ def _metadata(file: Any, found: Any) -> Metadata:
     attrs = attributes(found)
     dims, coords = _scales(found)
     tags = _vigra_dims(attrs, found.ndim)
-    affine = _nifreeze_affine(file, found)
+    affine = nifreeze_affine(file, found)
     if affine is not None:
-        tags = [*_names_along(affine), "time"][: found.ndim]
-        coords |= _nifreeze_coords(file, found)
+        tags = nifreeze_dims(file, found, affine)
+        coords |= nifreeze_coords(file, found)
+        attrs.pop("volume_axis", None)
     metadata = labelled_metadata(
         shape=found.shape,
         dims=[dim or tag for dim, tag in zip(dims, tags, strict=True)],
@@ -186,13 +207,16 @@ def _metadata(file: Any, found: Any) -> Metadata:
         name=found.name.rpartition("/")[2],
         file_format="hdf5",
     )
+    if affine is not None and found.ndim == 4:
+        metadata = replace(metadata, source={**metadata.source, "nifreeze": nifreeze_source(file)})
     spatial = metadata.spatial
     if spatial.affine is not None:
         return metadata
     along, size = spatial.spatial_axes(ndim=found.ndim), _element_size(attrs)
     if affine is not None:
         rows = tuple(map(tuple, affine.tolist()))
-        spatial = replace(spatial, affine=rows, coord_system="RAS+")
+        lengths: list[Json] = ["mm" if axis in along else "" for axis in range(found.ndim)]
+        spatial = replace(spatial, affine=rows, coord_system="RAS+", axis_units=lengths)
     elif size is not None and len(along) == len(size):
         units: list[Json] = ["um" if axis in along else "" for axis in range(found.ndim)]
         spatial = replace(spatial, spacing=size, axis_units=units)
@@ -247,49 +271,3 @@ def _element_size(attrs: Mapping[str, Any]) -> tuple[float, ...] | None:
         return None
     is_size = len(size) == 3 and all(math.isfinite(length) and length > 0 for length in size)
     return size if is_size else None
-
-
-def _is_nifreeze(file: Any) -> bool:
-    """Tell the files of nifreeze whose layout is known."""
-    attrs = file.attrs
-    try:
-        return attrs.get("Format") == "NFDH5" and int(attrs.get("Version", 0)) == 1
-    except (TypeError, ValueError):
-        return False
-
-
-def _nifreeze_affine(file: Any, found: Any) -> NDArray[np.float64] | None:
-    """Return the affine of a volume or series in a nifreeze file: index i, j, k to RAS+, mm."""
-    if not _is_nifreeze(file) or not found.name.startswith("/0/") or found.ndim not in (3, 4):
-        return None
-    return _nifreeze_numbers(file, "affine", (4, 4))
-
-
-def _nifreeze_coords(file: Any, found: Any) -> dict[str, xr.Variable]:
-    """Return the gradient table of a diffusion series, or the frame times of a PET series."""
-    if found.ndim != 4:
-        return {}
-    n, coords, group = found.shape[3], {}, file["/0"]
-    if group.id.links.exists(b"gradients"):
-        columns = _nifreeze_numbers(file, "gradients", (n, 4)).T
-        coords = dict(zip(_GRADIENT_COLUMNS, columns, strict=True))
-    if group.id.links.exists(b"midframe"):
-        coords["time"] = _nifreeze_numbers(file, "midframe", (n,))
-    units = {"time": {"units": "s"}}
-    return {name: xr.Variable("time", v, units.get(name)) for name, v in coords.items()}
-
-
-def _nifreeze_numbers(file: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Return a small table of a nifreeze file."""
-    stored = file[resolved(file, ("0", name))]
-    found = getattr(stored, "shape", None)
-    if found != shape or stored.dtype.kind not in "iuf":
-        raise ConversionError(f"nifreeze's /0/{name} has shape {found} where {shape} is needed")
-    check_storage(stored)
-    return np.asarray(stored[...], np.float64)
-
-
-def _names_along(affine: NDArray[np.float64]) -> tuple[str, ...]:
-    """Name each voxel axis after the world axis it mostly runs along; x, y, z when ambiguous."""
-    along = np.abs(affine[:3, :3]).argmax(axis=0).tolist()
-    return tuple("xyz"[axis] for axis in along) if sorted(along) == [0, 1, 2] else ("x", "y", "z")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
     from mlarray_xr.format.metadata import Metadata
 
-__all__ = ["ForeignImage", "LazyArray"]
+__all__ = ["ForeignImage", "LazyArray", "companion_path"]
 
 
 class LazyArray(Protocol):
@@ -40,3 +43,17 @@ class ForeignImage:
     """The stored numbers, never scaled, cast or reordered."""
     metadata: Metadata
     """Axis labels, geometry, attributes and coordinates, in the schema's words."""
+    companions: Mapping[str, ForeignImage] = field(default_factory=dict)
+    """Images on the same grid that belong to this one, such as ``"mask"``, by name."""
+
+
+def companion_path(target: str, name: str) -> str:
+    """Return the path of the file that a companion becomes, beside the target.
+
+    Examples
+    --------
+    >>> companion_path("/data/sub-01_dwi.mla", "mask")
+    '/data/sub-01_dwi.mask.mla'
+    """
+    stem, suffix = os.path.splitext(target)
+    return f"{stem}.{name}{suffix}"

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import gzip
 import os
+import warnings
 import zlib
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
+import numpy as np
+
+from mlarray_xr.coordinates import attach_coords
 from mlarray_xr.dataset import dataset_from
-from mlarray_xr.errors import ConversionError
+from mlarray_xr.errors import ConversionError, MlaError, MlaWarning
 from mlarray_xr.foreign.image import ForeignImage
 from mlarray_xr.foreign.nifti_header import NiftiHeader
 from mlarray_xr.foreign.nifti_metadata import describe, header_for
+from mlarray_xr.foreign.nifti_series import read_sidecars
+from mlarray_xr.foreign.nifti_sidecars import sidecar_texts
 from mlarray_xr.foreign.packed import PackedArray, PackedStream, unpacked
 from mlarray_xr.foreign.raw import RawArray, local_source, raw_slabs
+from mlarray_xr.foreign.sidecar_files import find_sidecars, mask_file
 from mlarray_xr.storage.publication import published
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Iterator
 
-    import numpy as np
     import xarray as xr
     from numpy.typing import NDArray
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NIFTI_SUFFIXES",
+    "files_beside",
     "open_image",
     "open_nifti",
     "write_image",
@@ -40,6 +48,7 @@ __all__ = [
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 
 _GZIP_LEVEL = 6
+_SERIES_NDIM = 4
 
 
 def open_nifti(path: str | os.PathLike[str]) -> xr.DataArray:
@@ -49,7 +58,8 @@ def open_nifti(path: str | os.PathLike[str]) -> xr.DataArray:
     dimensions are named x, y, z after the world axis that they mostly run along, the fourth is
     ``time`` (``spectral`` if its unit is Hz, ppm or rad/s), the fifth ``component``. The geometry
     is that of the sform, else of the qform, else nibabel's, in RAS+. Uncompressed files are mapped
-    and read when needed; ``.nii.gz`` is read whole.
+    and read when needed; ``.nii.gz`` is read whole. What `find_sidecars` finds beside the file
+    becomes coordinates along the volumes and slices.
 
     Parameters
     ----------
@@ -67,7 +77,8 @@ def open_nifti(path: str | os.PathLike[str]) -> xr.DataArray:
     FileNotFoundError
         When no file is there.
     ConversionError
-        When the file is damaged, not NIfTI, or holds colours or extended precision.
+        When the file is damaged, not NIfTI, or holds colours or extended precision, or a sidecar
+        does not fit it.
     MissingDependencyError
         When nibabel is not installed.
 
@@ -80,10 +91,10 @@ def open_nifti(path: str | os.PathLike[str]) -> xr.DataArray:
     >>> array.dims, array.mla.spacing
     (('x', 'y', 'z'), {'x': 2.0, 'y': 3.0, 'z': 4.0})
     """
-    voxels, metadata = _open(path, scratch_dir=None)
+    voxels, metadata, _ = _open(path, scratch_dir=None)
     values = voxels.to_numpy()
     dataset = dataset_from(values, _Described(values, metadata))
-    array = next(iter(dataset.data_vars.values()))
+    array = attach_coords(next(iter(dataset.data_vars.values())))
     array.encoding = {}
     return array
 
@@ -91,8 +102,9 @@ def open_nifti(path: str | os.PathLike[str]) -> xr.DataArray:
 def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> ForeignImage:
     """Open a NIfTI file as voxels that are read box by box, in the file's index order i, j, k.
 
-    Labels, geometry and header are those of `open_nifti`. Uncompressed files are mapped for every
-    read.
+    Labels, geometry, coordinates and header are those of `open_nifti`. Uncompressed files are
+    mapped for every read. A brain mask beside a series, on the same grid, is its companion
+    ``"mask"``.
 
     Parameters
     ----------
@@ -111,6 +123,11 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
     FileNotFoundError, MissingDependencyError
         As `open_nifti`.
 
+    Warns
+    -----
+    MlaWarning
+        When a brain mask is left out because it is on another grid.
+
     Examples
     --------
     >>> import nibabel, numpy as np
@@ -125,8 +142,28 @@ def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> Fo
             f"{path}: dataset={dataset!r} was asked for, and a NIfTI file holds one array. "
             "To fix: leave it out"
         )
-    voxels, metadata = _open(path, scratch_dir=scratch_dir)
-    return ForeignImage(values=voxels, metadata=metadata)
+    voxels, metadata, header = _open(path, scratch_dir=scratch_dir)
+    mask = _mask(_stem(path), header, scratch_dir=scratch_dir)
+    companions = {} if mask is None else {"mask": mask}
+    return ForeignImage(values=voxels, metadata=metadata, companions=companions)
+
+
+def files_beside(path: str) -> Iterator[str]:
+    """Yield the paths of the files of their own that belong to an image.
+
+    Examples
+    --------
+    >>> open("scan.json", "wb").close()
+    >>> [os.path.basename(name) for name in files_beside("scan.nii.gz")]
+    ['scan.json']
+    """
+    stem = _stem(path)
+    # Where it is not clear which files apply, opening the image says so.
+    with suppress(ConversionError):
+        yield from find_sidecars(stem).paths()
+    mask = mask_file(stem)
+    if mask is not None and _is_series(path):
+        yield mask
 
 
 def write_image(
@@ -139,6 +176,10 @@ def write_image(
     order of the array, followed by ``time`` and the others: arrays that have, say, time first are
     transposed, and the affine with them. A plane of a volume becomes a volume of one slice.
     Booleans become uint8. The file appears complete or not at all.
+
+    Gradients and the BIDS object go beside it, as `sidecar_texts` makes them; they appear first,
+    so that an image that is there has its own. Files of these names beside the target are treated
+    as the target is; those for which the array has nothing stay as they are.
 
     Parameters
     ----------
@@ -157,9 +198,10 @@ def write_image(
         When a header is needed and the geometry is not 3-D, not invertible, or does not say that it
         is RAS or LPS.
     ConversionError
-        When NIfTI has no such type or shape, or positions in time are not evenly spaced.
+        When NIfTI has no such type or shape, or positions in time are not evenly spaced and no
+        BIDS object tells them.
     FileExistsError
-        When the target exists and `mode` is ``"w-"``.
+        When the target, or a file that goes beside it, exists and `mode` is ``"w-"``.
 
     Examples
     --------
@@ -173,6 +215,7 @@ def write_image(
     """
     header_path, voxel_path, suffix = _paths(path)
     header, order = header_for(array)
+    texts = sidecar_texts(array, header, order)
     is_single = header_path == voxel_path
     leading, offset = header.leading_bytes(single=is_single)
     with ExitStack() as stack:
@@ -182,6 +225,9 @@ def write_image(
             head.write(leading)
             leading = bytes(offset)
         file = stack.enter_context(published(voxel_path, overwrite=mode == "w"))
+        for ending, text in texts.items():
+            beside = published(_stem(path) + ending, overwrite=mode == "w")
+            stack.enter_context(beside).write(text.encode())
         if suffix == ".nii.gz":
             stack.enter_context(
                 packed := gzip.GzipFile("", "wb", fileobj=file, compresslevel=_GZIP_LEVEL, mtime=0)
@@ -214,23 +260,74 @@ class _Described:
 
 def _open(
     path: str | os.PathLike[str], *, scratch_dir: str | None
-) -> tuple[RawArray | PackedArray, Metadata]:
-    """Return voxels and metadata of a NIfTI file."""
+) -> tuple[RawArray | PackedArray, Metadata, NiftiHeader]:
+    """Return voxels, metadata and header of a NIfTI file."""
     header_path, voxel_path, _ = _paths(path)
     # Pinned before the header is read: voxels of another file are refused afterwards.
     source = local_source(voxel_path)
-    try:
-        with _opened(header_path) as file:
-            header = NiftiHeader.read(file, single=header_path == voxel_path)
+    with _explained(header_path):
+        header = _read_header(header_path, single=header_path == voxel_path)
         stored = _stored(source, header)
-        metadata = describe(header)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConversionError(f"{header_path}: the file is damaged or truncated") from error
-    except ConversionError as error:
-        raise ConversionError(f"{header_path}: {error}") from error
+        sidecars = read_sidecars(_stem(path), header)
+    with _explained(header_path):
+        metadata = describe(header, sidecars)
     if isinstance(stored, PackedStream):
-        return unpacked(stored, scratch_dir=scratch_dir), metadata
-    return stored, metadata
+        return unpacked(stored, scratch_dir=scratch_dir), metadata, header
+    return stored, metadata, header
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Name the file in errors."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConversionError(f"{path}: the file is damaged or truncated") from error
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+
+
+def _read_header(path: str, *, single: bool) -> NiftiHeader:
+    """Read the header of a file."""
+    with _opened(path) as file:
+        return NiftiHeader.read(file, single=single)
+
+
+def _is_series(path: str) -> bool:
+    """Tell a file of four axes; damaged files are none."""
+    header_path, voxel_path, _ = _paths(path)
+    try:
+        with _explained(header_path):
+            header = _read_header(header_path, single=header_path == voxel_path)
+            return len(header.shape) == _SERIES_NDIM
+    except (MlaError, OSError):
+        return False
+
+
+def _mask(stem: str, header: NiftiHeader, *, scratch_dir: str | None) -> ForeignImage | None:
+    """Return the brain mask beside a series."""
+    path = mask_file(stem) if len(header.shape) == _SERIES_NDIM else None
+    if path is None:
+        return None
+    voxels, metadata, found = _open(path, scratch_dir=scratch_dir)
+    is_same_grid = found.shape == header.shape[:3] and np.allclose(
+        found.affine, header.affine, rtol=1e-5, atol=1e-4
+    )
+    if is_same_grid and found.dtype.kind in "iu":
+        return ForeignImage(values=voxels, metadata=replace(metadata, is_seg=True))
+    warnings.warn(
+        f"{path}: shape {found.shape}, type {found.dtype}: no mask of whole numbers on the grid of "
+        f"{stem}, {header.shape[:3]}. It is left out",
+        MlaWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _stem(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path without the suffix."""
+    _, voxel_path, suffix = _paths(path)
+    return voxel_path[: -len(suffix)]
 
 
 def _paths(path: str | os.PathLike[str]) -> tuple[str, str, str]:

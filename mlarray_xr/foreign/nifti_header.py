@@ -224,6 +224,18 @@ class NiftiHeader:
         return EvenAxis(start=start, step=step, unit=self.time_unit)
 
     @property
+    def time_start(self) -> float:
+        """Position of the first volume in the unit of time; 0 where there is none."""
+        start = float(self.parsed["toffset"])
+        return start if math.isfinite(start) else 0.0
+
+    @property
+    def slice_axis(self) -> int:
+        """The axis along which slices follow one another; the third where the header is silent."""
+        axis = self.parsed.get_dim_info()[2]
+        return 2 if axis is None else int(axis)
+
+    @property
     def time_unit(self) -> str | None:
         """Unit along the fourth axis, None where unknown."""
         return _UNITS.get(int(self.parsed["xyzt_units"]) & _TIME_BITS)

@@ -15,7 +15,8 @@ from mlarray_xr.foreign.nifti_header import (
     plan_header,
     spatial_names,
 )
-from mlarray_xr.foreign.positions import MAX_POSITIONS, even_axis
+from mlarray_xr.foreign.nifti_series import Sidecars, bids_of, series_coords
+from mlarray_xr.foreign.positions import MAX_POSITIONS, EvenAxis, even_axis
 from mlarray_xr.format.metadata import Metadata, Spatial
 from mlarray_xr.geometry import Geometry
 from mlarray_xr.record import Record, StoredCoordinate, stored_axes, stored_geometry
@@ -28,10 +29,18 @@ __all__ = ["describe", "header_for"]
 
 _KEY = "nifti"
 _SCALING = ("scl_slope", "scl_inter")
+_TELL_TIMES = {"FrameTimesStart", "RepetitionTime", "VolumeTiming"}
+"""Fields of the JSON file that tell, or will tell, of every volume when it began."""
 
 
-def describe(header: NiftiHeader) -> Metadata:
-    """Return the metadata that a NIfTI header stands for."""
+def describe(header: NiftiHeader, sidecars: Sidecars) -> Metadata:
+    """Return the metadata that a NIfTI header stands for, and the files beside the image.
+
+    Raises
+    ------
+    ConversionError
+        When the header is broken, or the sidecars do not fit it.
+    """
     shape, affine = header.shape, header.affine
     names = spatial_names(affine)
     dims = _dims(names, header)
@@ -47,12 +56,15 @@ def describe(header: NiftiHeader) -> Metadata:
     units: list[Json] = [unit or "" for unit in (*known, "", "", "")[: len(shape)]]
     record = Record(
         attrs=_scaling_attrs(header),
-        coords=_time_coords(header, dims),
+        coords={**_time_coords(header, dims), **series_coords(header, dims, sidecars)},
         plane_dims=names if removed else (),
         plane_affine=volume.affine if removed else (),
     )
+    source: dict[Any, Any] = {_KEY: header.fields()}
+    if sidecars.bids is not None:
+        source["bids"] = sidecars.bids
     return Metadata(
-        source={_KEY: header.fields()},
+        source=source,
         extra={_KEY: header.to_json(), **record.added_to({})},
         spatial=Spatial(
             affine=None if geometry is None else geometry.affine,
@@ -114,10 +126,20 @@ def header_for(array: MlaArray) -> tuple[NiftiHeader, list[int]]:
         dtype=np.dtype(np.uint8) if array.dtype == bool else array.dtype,
         affine=np.asarray(geometry.affine),
         space_unit=geometry.units[0],
-        time_axis=even_axis(record, axes.dims[others[0]]) if others else None,
+        time_axis=_time_axis(record, axes.dims[others[0]], metadata) if others else None,
         scaling=cast("tuple[float, float]", slope) if all(map(_is_number, slope)) else None,
     )
     return header, order
+
+
+def _time_axis(record: Record, dim: str, metadata: Metadata) -> EvenAxis | None:
+    """Return start and step along the fourth axis; no step where the JSON file tells the times."""
+    try:
+        return even_axis(record, dim)
+    except ConversionError:
+        if dim != "time" or not {*(bids_of(metadata) or ())} & _TELL_TIMES:
+            raise
+        return EvenAxis(start=0.0, step=0.0, unit="s")
 
 
 def _is_true(header: NiftiHeader, array: MlaArray) -> bool:
@@ -125,16 +147,19 @@ def _is_true(header: NiftiHeader, array: MlaArray) -> bool:
     try:
         if (header.shape, header.dtype) != (array.shape, array.dtype):
             return False
-        described = describe(header)
-        found, wanted = (
-            stored_geometry(m, stored_axes(m, array.ndim)) for m in (array.metadata, described)
-        )
+        described = describe(header, Sidecars(bids=bids_of(array.metadata)))
+        axes = [stored_axes(m, array.ndim) for m in (array.metadata, described)]
+        found, wanted = map(stored_geometry, (array.metadata, described), axes)
     except (ConversionError, GeometryError):
         return False
     records = [Record.of(m, shape=array.shape) for m in (array.metadata, described)]
     slopes = [{k: r.attrs.get(k) for k in _SCALING} for r in records]
-    times = [{k: (v.values.tolist(), v.attrs) for k, v in r.coords.items()} for r in records]
-    return (
+    fourth = axes[1].dims[3:4]
+    times = [
+        {k: (v.values.tolist(), v.attrs) for k, v in r.coords.items() if k in fourth}
+        for r in records
+    ]
+    return axes[0].spatial == axes[1].spatial and (
         (found.dims, found.coord_system) == (wanted.dims, wanted.coord_system)
         and np.array_equal(found.affine, wanted.affine, equal_nan=True)
         and slopes[0] == slopes[1]

@@ -22,7 +22,7 @@ from mlarray_xr.foreign.reopened import Reopened
 from mlarray_xr.storage.publication import published
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -36,6 +36,7 @@ _MOST_PACKED = {"gzip": 1100, "zip": 1100, "bzip2": 1_100_000}
 """What a byte can unpack to: deflate 258 bytes per 2 bits, bzip2 45.9 MB per 42 bytes."""
 
 _DAMAGE = (EOFError, zlib.error, zipfile.BadZipFile, OSError)
+"""What the standard library raises of a damaged stream; `_damage` adds what others do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +88,16 @@ class PackedStream:
         where = (self.packing, self.start, self.skip, self.member)
         return (*self.source.token, *where, self.dtype.str, repr(self.shape), self.order)
 
-    def pieces(self) -> Iterator[bytes]:
-        """Unpack the elements, at most 4 MiB at a time.
+    def runs(self, sizes: Iterable[int]) -> Generator[NDArray[np.uint8]]:
+        """Unpack the elements from the first to the last, run after run, each in new memory.
+
+        The checksum of the stream is compared when the last run has been taken and the next one is
+        asked for: only an iterator that ended tells that all was right.
+
+        Parameters
+        ----------
+        sizes
+            Bytes of every run, together those of the array; asked for one at a time.
 
         Raises
         ------
@@ -99,8 +108,8 @@ class PackedStream:
         """
         with self.source.open() as raw, io.BufferedReader(raw) as file:
             try:
-                yield from self._pieces(file)
-            except _DAMAGE as error:
+                yield from self._runs(file, sizes)
+            except _damage() as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 raise ConversionError(
@@ -117,22 +126,20 @@ class PackedStream:
         AllocationError
             When there is not enough of it.
         ConversionError, SourceChanged
-            As `pieces`.
+            As `runs`.
         """
         try:
-            flat = np.empty(self.nbytes, np.uint8)
+            (flat,) = self.runs([self.nbytes])
         except MemoryError as error:
             raise AllocationError(
                 f"{self.source.path}: the voxels unpack to {self.nbytes} bytes, which do not fit "
-                "into memory. To fix: convert the file to .mla, which unpacks it to disk"
+                "into memory. To fix: convert the file to .mla, which unpacks it slab by slab"
             ) from error
-        n_filled = 0
-        for piece in self.pieces():
-            flat[n_filled : n_filled + len(piece)] = np.frombuffer(piece, np.uint8)
-            n_filled += len(piece)
         return flat.view(self.dtype).reshape(self.shape, order=self.order)
 
-    def _pieces(self, file: io.BufferedReader[io.FileIO]) -> Iterator[bytes]:
+    def _runs(
+        self, file: io.BufferedReader[io.FileIO], sizes: Iterable[int]
+    ) -> Iterator[NDArray[np.uint8]]:
         """Unpack the elements from an open file."""
         file.seek(self.start)
         with ExitStack() as stack:
@@ -141,12 +148,13 @@ class PackedStream:
                 if len(stream.read(wanted)) < wanted:
                     raise EOFError(f"it ends before byte {self.skip}, where the voxels start")
             n_read = 0
-            for wanted in _piece_sizes(self.nbytes):
-                piece = stream.read(wanted)
-                n_read += len(piece)
-                if len(piece) < wanted:
+            for size in sizes:
+                run = np.empty(size, np.uint8)
+                n_filled = _fill(stream, run)
+                n_read += n_filled
+                if n_filled < size:
                     raise EOFError(f"it ends after {n_read} of {self.nbytes} bytes of voxels")
-                yield piece
+                yield run
             # Checksums are compared when the end is reached, which the last element is not.
             stream.read(1)
 
@@ -157,7 +165,7 @@ class PackedStream:
             return stack.enter_context(archive.open(self.member))
         if self.packing == "bzip2":
             return stack.enter_context(bz2.BZ2File(file))
-        return cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file, mode="rb")))
+        return stack.enter_context(_gunzipping(file))
 
 
 class PackedArray:
@@ -248,8 +256,8 @@ def unpacked(stream: PackedStream, *, scratch_dir: str | None) -> RawArray | Pac
         # Somebody else may unpack the same file at the same time: the first one stays, because
         # others read it already.
         with suppress(FileExistsError), published(path, overwrite=False) as file:
-            for piece in stream.pieces():
-                file.write(piece)
+            for piece in stream.runs(_piece_sizes(stream.nbytes)):
+                file.write(piece.data)
     return RawArray(
         source=local_source(path),
         dtype=stream.dtype,
@@ -263,3 +271,42 @@ def _piece_sizes(nbytes: int) -> Iterator[int]:
     """Cut a number of bytes into pieces."""
     for start in range(0, nbytes, _PIECE_BYTES):
         yield min(_PIECE_BYTES, nbytes - start)
+
+
+def _fill(stream: IO[bytes], run: NDArray[np.uint8]) -> int:
+    """Read into a buffer until it is full or the stream ends; returns how much there was.
+
+    A piece at a time: the readers of the standard library make bytes of what they are asked for.
+    """
+    # The stubs of `IO` know no `readinto`, which every stream of bytes has.
+    filling = cast("io.BufferedIOBase", stream)
+    view, n_filled = run.data, 0
+    while n_filled < run.size:
+        n = filling.readinto(view[n_filled : n_filled + _PIECE_BYTES])
+        if not n:
+            break
+        n_filled += n
+    return n_filled
+
+
+def _gunzipping(file: io.BufferedReader[io.FileIO]) -> IO[bytes]:
+    """Open a gzip stream, with the inflate of ISA-L where it is installed.
+
+    It checks what zlib checks and takes 0.35 to 0.4 of the time (int16 fMRI series, levels 1, 6).
+    """
+    try:
+        from isal import igzip
+    except ImportError:
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="rb"))
+    opened: Any = igzip.IGzipFile  # typed in part
+    return cast("IO[bytes]", opened(fileobj=file, mode="rb"))
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """Return what a damaged stream raises."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return _DAMAGE
+    error: Any = isal_zlib.error  # its stubs say that it is no class
+    return (*_DAMAGE, error)

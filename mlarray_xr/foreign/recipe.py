@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mlarray_xr.array import MlaArray
+from mlarray_xr.dask import has_client
 from mlarray_xr.errors import ConversionError, MlaError
-from mlarray_xr.foreign.comparison import Comparison, find_difference
+from mlarray_xr.foreign.comparison import (
+    Comparison,
+    find_difference,
+    find_streamed_difference,
+)
+from mlarray_xr.foreign.image import companion_path
 from mlarray_xr.foreign.origin import origin_of, plan_step, recorded_origin, with_origin
+from mlarray_xr.foreign.packed import PackedArray
 from mlarray_xr.foreign.scratch import scratch_folder
+from mlarray_xr.foreign.streamed import StreamedArray
+from mlarray_xr.planning.write_plan import plan_slabs
+from mlarray_xr.prepared import parts_in_flight
 from mlarray_xr.storage.publication import check_target
 from mlarray_xr.write import to_mla
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlarray_xr.foreign.case import Case
     from mlarray_xr.foreign.image import ForeignImage, LazyArray
     from mlarray_xr.foreign.origin import Origin, Step
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.sizes import Sizes
+    from mlarray_xr.planning.write_plan import Parts
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.job import Progress
 
@@ -128,27 +142,31 @@ class Recipe:
         if self.verify and os.path.exists(case.target):
             _check_apart(case)
         with scratch_folder(case.target, origin, keeps=keeps, restarts=restarts) as scratch:
-            image = opened(case, scratch_dir=scratch, dataset=self.dataset)
+            image = opened(case, scratch_dir=None, dataset=self.dataset)
             metadata = image.metadata if origin is None else with_origin(image.metadata, origin)
-            report: WriteReport = to_mla(
-                image.values,
-                case.target,
-                patch=self.patch,
-                chunks=self.chunks,
-                blocks=self.blocks,
-                layout=self.layout,
-                caches=self.caches,
-                codec=self.codec,
-                mode="w" if overwrite else "w-",
-                metadata=metadata,
-                resume=keeps,
-                memory_limit=self.memory_limit,
-                progress=_first_half(progress) if self.verify else progress,
-            )
-            if self.verify:
-                n = report.n_chunks
-                compared = share_of(progress, begin=n, length=n, overall=2 * n)
-                self._check_written(image.values, case, compared)
+            with (
+                self._companions(image, case, overwrite=overwrite, origin=origin),
+                _taken(image.values, scratch_dir=scratch) as values,
+            ):
+                report: WriteReport = to_mla(
+                    values,
+                    case.target,
+                    patch=self.patch,
+                    chunks=self.chunks,
+                    blocks=self.blocks,
+                    layout=self.layout,
+                    caches=self.caches,
+                    codec=self.codec,
+                    mode="w" if overwrite else "w-",
+                    metadata=metadata,
+                    resume=keeps,
+                    memory_limit=self.memory_limit,
+                    progress=_first_half(progress) if self.verify else progress,
+                )
+                if self.verify:
+                    n = report.n_chunks
+                    compared = share_of(progress, begin=n, length=n, overall=2 * n)
+                    self._check_written(values, case, compared)
         return report
 
     def check(self, case: Case) -> None:
@@ -160,15 +178,62 @@ class Recipe:
             When they differ.
         """
         with scratch_folder(case.target, None, keeps=False) as scratch:
-            image = opened(case, scratch_dir=scratch, dataset=self.dataset)
-            box = self._difference(image.values, case, progress=None)
+            image = opened(case, scratch_dir=None, dataset=self.dataset)
+            with _taken(image.values, scratch_dir=scratch) as values:
+                box = self._difference(values, case, progress=None)
         if box is not None:
             raise ConversionError(
                 f"{case.target}: box {box} is not that of {case.source}. To fix: convert it again "
                 "with mode='w' (mla convert --overwrite)"
             )
 
-    def _check_written(self, source: LazyArray, case: Case, progress: Progress | None) -> None:
+    @contextlib.contextmanager
+    def _companions(
+        self, image: ForeignImage, case: Case, *, overwrite: bool, origin: Origin | None
+    ) -> Iterator[None]:
+        """Convert the images that belong to one before it, which tells that all is complete.
+
+        Where the block fails and the target records no source, those that are new are removed.
+        """
+        made: list[str] = []
+        try:
+            for name, companion in image.companions.items():
+                target = companion_path(case.target, name)
+                exists = os.path.lexists(target)
+                self._run_companion(companion, target, overwrite=overwrite, origin=origin)
+                made += [] if exists else [target]
+            yield
+        except BaseException:
+            for target in made if origin is None else ():
+                os.unlink(target)
+            raise
+
+    def _run_companion(
+        self, image: ForeignImage, target: str, *, overwrite: bool, origin: Origin | None
+    ) -> None:
+        """Convert an image that belongs to another, in the default layout for its own axes."""
+        metadata = image.metadata
+        if origin is not None:
+            exists = os.path.lexists(target)
+            found = recorded_origin(target) if exists else None
+            # What a conversion that failed later left is used or replaced, a stranger's refused.
+            step = plan_step(origin, found, exists=exists, overwrite=overwrite, resume=True)
+            if step == "skip":
+                return
+            overwrite = overwrite or step == "replace"
+            metadata = with_origin(metadata, origin)
+        to_mla(
+            image.values,
+            target,
+            caches=self.caches,
+            mode="w" if overwrite else "w-",
+            metadata=metadata,
+            memory_limit=self.memory_limit,
+        )
+
+    def _check_written(
+        self, source: LazyArray | StreamedArray, case: Case, progress: Progress | None
+    ) -> None:
         """Compare the target just written with its source; remove it when they differ."""
         box = self._difference(source, case, progress=progress)
         if box is not None:
@@ -180,15 +245,33 @@ class Recipe:
             )
 
     def _difference(
-        self, source: LazyArray, case: Case, *, progress: Progress | None
+        self, source: LazyArray | StreamedArray, case: Case, *, progress: Progress | None
     ) -> Box | None:
         """Return a box in which the target differs from its source."""
         target = MlaArray(case.target)
+        if isinstance(source, StreamedArray):
+            slabs = self._slabs(source, target)
+            if slabs is not None:
+                return find_streamed_difference(source, target, slabs=slabs, progress=progress)
+            source = source.unpacked()
         return find_difference(
             Comparison(source=source, target=target, order=tuple(range(target.ndim))),
             chunks=target.chunks,
             memory_limit=self.memory_limit,
             progress=progress,
+        )
+
+    def _slabs(self, source: StreamedArray, target: MlaArray) -> Parts | None:
+        """Return the slabs in which a packed array is compared; None where boxes do better."""
+        if source.is_whole or has_client() or source.shape != target.shape:
+            return None
+        return plan_slabs(
+            source.shape,
+            target.chunks,
+            itemsize=source.dtype.itemsize,
+            in_flight=parts_in_flight(uses_tasks=False),
+            axis=source.axis,
+            memory_limit=self.memory_limit,
         )
 
 
@@ -235,6 +318,16 @@ def share_of(
         tell(begin + length * done // max(1, total), overall)
 
     return share
+
+
+@contextlib.contextmanager
+def _taken(values: LazyArray, *, scratch_dir: str) -> Iterator[LazyArray | StreamedArray]:
+    """Take what is packed in one piece slab after slab, or by way of the scratch folder."""
+    if not isinstance(values, PackedArray):
+        yield values
+        return
+    with contextlib.closing(StreamedArray(values.stream, scratch_dir=scratch_dir)) as streamed:
+        yield streamed
 
 
 def _check_apart(case: Case) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from mlarray_xr.errors import LayoutError
+from mlarray_xr.html_table import facts_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,6 +158,15 @@ class Codec:
         if self.mantissa_bits is not None:
             return f"{spelled}-{self.filter}-trunc{self.mantissa_bits}"
         return spelled if self.filter == _DEFAULT_FILTER else f"{spelled}-{self.filter}"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        facts = (
+            ("codec", f"{self.name}, level {self.level}"),
+            ("filter", self.filter),
+            ("kept", f"{self.mantissa_bits} mantissa bits" if self.is_lossy else "every bit"),
+        )
+        return facts_table(facts)
 
     @property
     def is_lossy(self) -> bool:

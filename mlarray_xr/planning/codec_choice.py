@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from mlarray_xr.errors import LayoutError
+from mlarray_xr.html_table import grid_table
 from mlarray_xr.planning.codec import DEFAULT_CODEC, Codec
 from mlarray_xr.planning.codec_cost import WITH_COSTS, decode_cost, encode_cost
 
@@ -53,6 +54,7 @@ _FEWEST_SHARES, _MOST_SHARES = 3, 6
 # Of the array's extent, in the middle: beyond it scans show air.
 _SAMPLED_SHARE = 0.8
 _LEAP = 1009
+_HEADINGS = ("codec", "ratio", "read ns/B", "write ns/B", "tried")
 _UNSEEN: dict[Preference, tuple[Codec, Codec]] = {
     # Of single bytes, of larger elements.
     "speed": (Codec(name="lz4", level=9, filter="none"), Codec(name="lz4", level=9)),
@@ -173,6 +175,20 @@ class CodecChoice:
             for trial in self.trials
         )
         return "\n".join((str(self), head, *rows))
+
+    def _repr_html_(self) -> str:
+        """Return the table of `explain` for notebooks."""
+        rows = [
+            (
+                f"{trial.codec}{' (chosen)' if trial.codec == self.codec else ''}",
+                f"{trial.ratio:.2f}",
+                f"{trial.decode_cost:.2f}",
+                f"{trial.encode_cost:.1f}",
+                f"{trial.nbytes / 1e6:.2f} MB",
+            )
+            for trial in self.trials
+        ]
+        return grid_table(_HEADINGS, rows, title=str(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as plain values: below 2 kB of JSON."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any
 
+from mlarray_xr.html_table import facts_table
 from mlarray_xr.planning.byte_amount import in_words
 
 if TYPE_CHECKING:
@@ -108,7 +109,15 @@ class ReadStats:
 
     def __str__(self) -> str:
         """Return a short table."""
-        rows = [
+        return "\n".join(f"{name:<16} {text}" for name, text in self._rows())
+
+    def _repr_html_(self) -> str:
+        """Return the same table for notebooks."""
+        return facts_table(self._rows(), title="read")
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return the counts in words."""
+        return [
             ("requests", f"{self.requests} ({self.retries} retries, {self.errors} errors)"),
             ("fetched", in_words(self.bytes_fetched)),
             ("from disk cache", in_words(self.disk_bytes)),
@@ -123,7 +132,6 @@ class ReadStats:
                 f"{self.decode_seconds:.3f} s decoding",
             ),
         ]
-        return "\n".join(f"{name:<16} {text}" for name, text in rows)
 
 
 _NAMES = tuple(field.name for field in fields(ReadStats))
@@ -194,6 +202,10 @@ class Measurement:
     def __str__(self) -> str:
         """Return the table of its stats."""
         return str(self.stats)
+
+    def _repr_html_(self) -> str:
+        """Return the same table for notebooks."""
+        return self.stats._repr_html_()
 
 
 _lock = threading.Lock()
