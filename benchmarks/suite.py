@@ -13,10 +13,14 @@ from benchmarks import (
     encode_rate,
     layouts,
     opening,
+    overviews,
     patches,
     points,
+    previewing,
     remote,
+    series,
     training,
+    viewing,
     writing,
 )
 from benchmarks.data import Workplace
@@ -42,6 +46,10 @@ BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
     "remote": remote.run,
     "points": points.run,
     "training": training.run,
+    "series": series.run,
+    "overviews": overviews.run,
+    "previewing": previewing.run,
+    "viewing": viewing.run,
 }
 
 

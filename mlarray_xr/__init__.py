@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from mlarray_xr.foreign.collection import convert_folder
     from mlarray_xr.foreign.conversion import convert
     from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.overviews import build_overviews
     from mlarray_xr.planning.caches import CacheSizes, detect_caches
     from mlarray_xr.planning.layout import Layout
     from mlarray_xr.planning.layout_plan import plan_layout
     from mlarray_xr.read import open_mla
     from mlarray_xr.report import WriteReport
+    from mlarray_xr.series.folds import leave_one_out
+    from mlarray_xr.series.scratch import scratch
     from mlarray_xr.storage.counters import ReadStats, measure, stats
     from mlarray_xr.storage.read_settings import configure
     from mlarray_xr.storage.trial import choose_codec
@@ -36,6 +39,7 @@ __all__ = [
     "MlaArray",
     "ReadStats",
     "WriteReport",
+    "build_overviews",
     "choose_codec",
     "cluster_caches",
     "configure",
@@ -43,9 +47,11 @@ __all__ = [
     "convert_folder",
     "create",
     "detect_caches",
+    "leave_one_out",
     "measure",
     "open_mla",
     "plan_layout",
+    "scratch",
     "stats",
     "to_mla",
     "verify",
@@ -60,6 +66,7 @@ _HOMES = {
     "MlaArray": "mlarray_xr.array",
     "ReadStats": "mlarray_xr.storage.counters",
     "WriteReport": "mlarray_xr.report",
+    "build_overviews": "mlarray_xr.overviews",
     "choose_codec": "mlarray_xr.storage.trial",
     "cluster_caches": "mlarray_xr.dask_caches",
     "configure": "mlarray_xr.storage.read_settings",
@@ -67,9 +74,11 @@ _HOMES = {
     "convert_folder": "mlarray_xr.foreign.collection",
     "create": "mlarray_xr.creation",
     "detect_caches": "mlarray_xr.planning.caches",
+    "leave_one_out": "mlarray_xr.series.folds",
     "measure": "mlarray_xr.storage.counters",
     "open_mla": "mlarray_xr.read",
     "plan_layout": "mlarray_xr.planning.layout_plan",
+    "scratch": "mlarray_xr.series.scratch",
     "stats": "mlarray_xr.storage.counters",
     "to_mla": "mlarray_xr.write",
     "verify": "mlarray_xr.verification",

@@ -8,20 +8,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from mlarray_xr.array import MlaArray
 from mlarray_xr.dask import array_chunk_bytes
 from mlarray_xr.dataset import dataset_from
+from mlarray_xr.overview_siblings import find_levels
 from mlarray_xr.planning.selection import plan_outer, plan_vectorized
 from mlarray_xr.storage.address import is_url
 from mlarray_xr.storage.read_pool import submit_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    import xarray as xr
 
 __all__ = ["MlaBackendArray", "MlaBackendEntrypoint"]
 
@@ -47,7 +47,7 @@ class MlaBackendArray(BackendArray):
     """
 
     def __init__(self, array: MlaArray) -> None:
-        self.array = array
+        self.file = array
         self.shape = array.shape
         self.dtype = array.dtype
 
@@ -78,16 +78,16 @@ class MlaBackendArray(BackendArray):
 
     def __dask_tokenize__(self) -> tuple[str | int, ...]:
         """Return the identity of the file."""
-        return self.array.__dask_tokenize__()
+        return self.file.__dask_tokenize__()
 
     def _outer(self, key: tuple[Any, ...]) -> Any:
         """Read integers, slices and 1-D arrays, each along its own axis."""
-        return self.array.select(plan_outer(key, self.shape))
+        return self.file.select(plan_outer(key, self.shape))
 
     def _vectorized(self, key: tuple[np.ndarray, ...]) -> Any:
         """Read one broadcastable index array per axis."""
         plan = plan_vectorized(key, self.shape)
-        values = self.array.select(plan.selection)
+        values = self.file.select(plan.selection)
         spread = values.transpose(plan.order).reshape(plan.spread)
         # A broadcast view is read-only, and what a user has loaded must not be.
         return spread if spread.shape == plan.shape else np.broadcast_to(spread, plan.shape).copy()
@@ -179,49 +179,35 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         array = MlaArray(
             filename_or_obj, checksums=checksums, storage_options=storage_options, store=store
         )
-        lazy = indexing.LazilyIndexedArray(MlaBackendArray(array))
-        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
-        dataset = dataset_from(
-            lazy,
-            array,
-            variable=variable,
-            drop_variables=tuple(dropped),
-            part_bytes=array_chunk_bytes(),
-        )
-        if is_url(filename_or_obj):
-            # xarray would put the whole URL there, whose query may be a signature.
-            dataset.encoding["source"] = array.path
-        dataset.set_close(array.close)
-        return dataset
+        return _dataset(array, variable=variable, drop_variables=drop_variables)
 
     def open_groups_as_dict(
         self,
         filename_or_obj: Any,
         *,
-        mask_and_scale: bool | None = None,
-        decode_times: Any = None,
-        decode_timedelta: Any = None,
-        decode_coords: Any = None,
+        mask_and_scale: bool | None = None,  # noqa: ARG002 - as of open_dataset
+        decode_times: Any = None,  # noqa: ARG002
+        decode_timedelta: Any = None,  # noqa: ARG002
+        decode_coords: Any = None,  # noqa: ARG002
         drop_variables: str | Iterable[str] | None = None,
         variable: str | None = None,
         checksums: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         store: Any = None,
     ) -> dict[str, xr.Dataset]:
-        """Open a file as the only group of a tree; parameters as in `open_dataset`."""
-        dataset = self.open_dataset(
-            filename_or_obj,
-            mask_and_scale=mask_and_scale,
-            decode_times=decode_times,
-            decode_timedelta=decode_timedelta,
-            decode_coords=decode_coords,
-            drop_variables=drop_variables,
-            variable=variable,
-            checksums=checksums,
-            storage_options=storage_options,
-            store=store,
+        """Open a file as the only group of a tree, or with its overviews as ``/level0`` and so on.
+
+        Parameters as in `open_dataset`.
+        """
+        array = MlaArray(
+            filename_or_obj, checksums=checksums, storage_options=storage_options, store=store
         )
-        return {"/": dataset}
+        opened = partial(_dataset, variable=variable, drop_variables=drop_variables)
+        levels = find_levels(array)
+        if len(levels) == 1:
+            return {"/": opened(array)}
+        groups = {f"/level{number}": opened(level) for number, level in enumerate(levels)}
+        return {"/": xr.Dataset(), **groups}
 
     def open_datatree(
         self,
@@ -237,7 +223,10 @@ class MlaBackendEntrypoint(BackendEntrypoint):
         storage_options: Mapping[str, Any] | None = None,
         store: Any = None,
     ) -> xr.DataTree:
-        """Open a file as a tree of one node; parameters as in `open_dataset`."""
+        """Open a file as a tree of one node, or with its overviews as ``/level0`` and so on.
+
+        Parameters as in `open_dataset`.
+        """
         # Private, but the one way that keeps `close` on the tree; its own engines use it too.
         from xarray.backends.common import datatree_from_dict_with_io_cleanup
 
@@ -254,3 +243,23 @@ class MlaBackendEntrypoint(BackendEntrypoint):
             store=store,
         )
         return datatree_from_dict_with_io_cleanup(groups)
+
+
+def _dataset(
+    array: MlaArray, *, variable: str | None, drop_variables: str | Iterable[str] | None
+) -> xr.Dataset:
+    """Describe a file as a dataset of one lazy variable, which is closed with it."""
+    dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
+    dataset = dataset_from(
+        indexing.LazilyIndexedArray(MlaBackendArray(array)),
+        array,
+        variable=variable,
+        drop_variables=tuple(dropped),
+        part_bytes=array_chunk_bytes(),
+    )
+    if array.path is not None:
+        # xarray would put the whole URL there, whose query may be a signature, and of overviews
+        # the path of the file that they are of.
+        dataset.encoding["source"] = array.path
+    dataset.set_close(array.close)
+    return dataset

@@ -13,9 +13,12 @@ from mlarray_xr.cli_bench import add_bench
 from mlarray_xr.cli_convert import add_convert
 from mlarray_xr.cli_demo import add_demo
 from mlarray_xr.cli_info import add_info
+from mlarray_xr.cli_overviews import add_overviews
 from mlarray_xr.cli_plan import add_plan
+from mlarray_xr.cli_preview import add_preview
 from mlarray_xr.cli_text import line_of, show
 from mlarray_xr.cli_verify import add_verify
+from mlarray_xr.cli_view import add_view
 from mlarray_xr.errors import MlaError
 
 if TYPE_CHECKING:
@@ -73,7 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mla", description="Work with .mla files.")
     parser.add_argument("--version", action="version", version=f"mla {version('mlarray-xr')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_info, add_convert, add_verify, add_plan, add_bench, add_demo):
+    for add in (
+        add_info,
+        add_convert,
+        add_verify,
+        add_plan,
+        add_bench,
+        add_overviews,
+        add_preview,
+        add_view,
+        add_demo,
+    ):
         add(commands)
     return parser
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xarray.core import indexing
+
 from mlarray_xr.backend import MlaBackendArray
 
 if TYPE_CHECKING:
@@ -15,6 +17,15 @@ __all__ = ["file_of", "whole_file_of"]
 
 _OPENED = "open_dataset-"
 """How xarray begins the names of Dask arrays that are what a file holds, not yet computed with."""
+
+_WRAPPERS = (
+    indexing.CopyOnWriteArray,
+    indexing.ImplicitToExplicitIndexingAdapter,
+    indexing.LazilyIndexedArray,
+    indexing.LazilyVectorizedIndexedArray,
+    indexing.MemoryCachedArray,
+)
+"""What xarray puts around stored values; what scales or decodes them is none of these."""
 
 
 def file_of(array: xr.DataArray) -> MlaArray | None:
@@ -72,9 +83,9 @@ def _unwrapped(array: xr.DataArray) -> tuple[MlaArray, list[tuple[Any, ...]]] | 
             return None
         data = data.dask.get(f"original-{data.name}")
     keys = []
-    while data is not None and not isinstance(data, MlaBackendArray):
+    while isinstance(data, _WRAPPERS):
         key = getattr(data, "key", None)
         if key is not None:
             keys.append(key.tuple)
-        data = getattr(data, "array", None)
-    return None if data is None else (data.array, keys)
+        data = data.array
+    return (data.file, keys) if isinstance(data, MlaBackendArray) else None

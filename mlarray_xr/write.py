@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import xarray as xr
 
 from mlarray_xr.dask_caches import caches_for_write
+from mlarray_xr.dask_overviews import delayed_after
 from mlarray_xr.dask_write import delayed_mapping
 from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.file_write import SUFFIX, file_name, prepare_file
+from mlarray_xr.overviews import build_overviews, check_level_targets, method_for
 from mlarray_xr.planning.byte_amount import parse_bytes
 from mlarray_xr.planning.layout_request import LayoutRequest
+from mlarray_xr.planning.overview_levels import check_level_count
+from mlarray_xr.planning.reduction import check_reducible
 from mlarray_xr.prepared import delayed_report, run_all
 from mlarray_xr.region_write import prepare_region
 from mlarray_xr.remote_write import object_address, prepare_object
@@ -56,6 +60,7 @@ def to_mla(
     region: Region | Literal["auto"] | None = None,
     metadata: Metadata | None = None,
     block_index: bool | None = None,
+    levels: int | Literal["auto"] | None = None,
     align_chunks: bool = True,
     compute: bool = True,
     resume: bool = False,
@@ -126,6 +131,10 @@ def to_mla(
     block_index
         Whether the file tells in one place where the blocks of all chunks stand, which takes about
         0.04 % of it and spares readers of remote files a round trip. None: of URLs.
+    levels
+        How many overviews are made of the file when it is complete, as `build_overviews` does:
+        coarser levels in files beside it. ``"auto"``: until one fits a screen. None makes none. The
+        values of `obj` are computed once. With ``mode="w"`` levels of before are replaced.
     align_chunks
         Whether Dask chunks with borders inside a chunk of the file are rechunked, and what a
         region leaves of a chunk is read and written again; False refuses both.
@@ -208,7 +217,13 @@ def to_mla(
     if like is not None:
         write = partial(prepare_object, prepare=write, like=like, overwrite=mode == "w", **bounds)
     is_local = like is None
-    return _written(obj, path, write, is_local=is_local, compute=compute, progress=progress)
+    if levels is None:
+        return _written(obj, path, write, is_local=is_local, compute=compute, progress=progress)
+    _check_leveled(path, mode=mode, is_local=is_local)
+    new: dict[str, Any] = {"levels": levels, "overwrite": mode == "w"}
+    write = partial(_prepared_for_levels, write=write, **new)
+    done = _written(obj, path, write, is_local=True, compute=compute, progress=progress)
+    return _with_levels(done, **new, compute=compute, progress=progress)
 
 
 def _check_kept(decided: tuple[object, ...]) -> None:
@@ -278,6 +293,56 @@ def _written(
         return delayed_report(prepared)
     (report,) = run_all([prepared], progress)
     return report
+
+
+def _check_leveled(
+    path: str | os.PathLike[str], *, mode: Literal["w-", "w", "r+"], is_local: bool
+) -> None:
+    """Refuse overviews of what is not written whole, or not here."""
+    if mode == "r+" or not is_local:
+        msg = (
+            f"{os.fsdecode(path).partition('?')[0]}, mode={mode!r}: overviews are made of whole "
+            "local files. To fix: leave levels out; after the write, and before an upload, "
+            "mlarray_xr.overviews.build_overviews(path, mode='w') makes them"
+        )
+        raise ConversionError(msg)
+
+
+def _prepared_for_levels(
+    obj: Any,
+    path: str,
+    *,
+    write: Callable[[Any, str], PreparedWrite],
+    levels: int | Literal["auto"],
+    overwrite: bool,
+) -> PreparedWrite:
+    """Prepare a write of which overviews will be made, unless they cannot be."""
+    check_level_count(levels)
+    check_level_targets(path, overwrite=overwrite)
+    prepared = write(obj, path)
+    with prepared.cleaned_up():
+        subject = prepared.subject
+        dtype = subject.values.dtype
+        check_reducible(dtype, method_for(subject.metadata, dtype))
+    return prepared
+
+
+def _with_levels(
+    done: Any,
+    *,
+    levels: int | Literal["auto"],
+    overwrite: bool,
+    compute: bool,
+    progress: Shown,
+) -> Any:
+    """Make overviews of what was written, or tell how that is done later; return its reports."""
+    if not compute:
+        build = partial(_with_levels, levels=levels, overwrite=overwrite, compute=True)
+        return delayed_after(partial(build, progress=False), done)
+    for report in done.values() if isinstance(done, dict) else [done]:
+        mode: Literal["w", "w-"] = "w" if overwrite else "w-"
+        build_overviews(report.path, levels=levels, mode=mode, progress=progress)
+    return done
 
 
 def _write_variables(

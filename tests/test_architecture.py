@@ -35,6 +35,7 @@ def folder(name: str, modules: str) -> tuple[str, ...]:
 # A module imports only from rows above its own; inside a row any direction without a cycle.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("html_table",),
     folder(
         "format",
         "limits pickle_machine pickle_numpy plain_pickle pickle_arrays plain_msgpack metadata "
@@ -48,14 +49,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "explanation nodes layout reference_rules blosc2_choice layout_score layout_search "
         "layout_plan layout_request codec_choice write_plan "
         "draw sample_space patch_place padding foreground recorded_foreground sampling "
-        "random_patches foreground_patches slices patch_weights grid_patches epoch_order",
+        "random_patches foreground_patches slices patch_weights grid_patches epoch_order "
+        "overview_levels overview_parts reduction contrast plane_samples plane_request",
     ),
     folder(
         "storage",
         "source remote_source piece retry remote_dialects remote_options transport_failures "
         "transport_fsspec transport_obstore transport page_file disk_cache read_settings counters "
         "request_pool interleaved remote_file random_access libblosc2 portable chunks tiles "
-        "read_pool frame_sections frame_file frame_entries block_request block_cache "
+        "thin_boxes read_pool frame_sections frame_file frame_entries block_request block_cache "
         "mapped_blocks mapped chunk_load ranged handles address point_gather slab_cache gather "
         "planning_record encode ordered_tasks trial publication json_record process_identity "
         "staging segments frame_template frame_ends joining assembly frame_lock editable "
@@ -64,8 +66,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("axes", "geometry"),
     ("file_array", "points"),
-    ("attributes", "record", "placement", "coordinates", "array", "dataset"),
-    ("dask", "dask_caches", "dask_points", "dask_write", "merged"),
+    (
+        "attributes",
+        "record",
+        "placement",
+        "coordinates",
+        "array",
+        "dataset",
+        "overview_record",
+        "overview_metadata",
+        "overview_siblings",
+        "overview_write",
+    ),
+    ("dask", "dask_caches", "dask_points", "dask_write", "dask_overviews", "merged"),
     (
         "template",
         "progress",
@@ -78,8 +91,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "file_write",
         "region_write",
         "remote_write",
+        "overview_files",
     ),
-    ("write", "creation", "verification", "labelled_points"),
+    ("overviews", "write", "creation", "verification", "labelled_points"),
+    folder("series", "axis frames folds gradients originals resampling scratch"),
     folder(
         "ml",
         "class_counts foreground_parts counts_file foreground_index volume subject_record "
@@ -92,8 +107,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     folder(
         "foreign",
-        "image origin scratch reopened raw packed positions labelled "
-        "nifti_header nifti_metadata nifti "
+        "image origin scratch reopened raw packed streamed positions labelled "
+        "sidecar_files bids_sidecar bids_timing gradient_files "
+        "nifti_header nifti_metadata nifti_series nifti_sidecars nifti nifreeze "
         "nrrd_fields nrrd_header nrrd_space nrrd_metadata nrrd npy "
         "hdf5_file hdf5 netcdf "
         "ngff ome zarr_store zarr_labels zarr "
@@ -101,8 +117,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "dicom_header dicom_pixels dicom_frames dicom_geometry dicom_series dicom "
         "formats recipe comparison conversion case case_folder collection",
     ),
-    folder("explore", "phantom preview demo patch_boxes machine_speed patch_timing"),
-    ("accessor",),
+    folder(
+        "explore",
+        "phantom picture orientation scale_bar file_plane plane_reading central_planes preview "
+        "html_preview layout_plot plane_cache plane_worker plane_picture plane_source "
+        "label_overlay scene viewer_state readout slice_canvas viewer_controls viewer view "
+        "view_page demo patch_boxes machine_speed patch_timing",
+    ),
+    ("accessor_series", "accessor_views", "accessor"),
     (
         "cli_text",
         "cli_arguments",
@@ -112,6 +134,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli_demo",
         "cli_plan",
         "cli_bench",
+        "cli_overviews",
+        "cli_preview",
+        "cli_view",
         "cli",
     ),
 )
@@ -139,13 +164,17 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tifffile": ("foreign.tiff",),
     "pydicom": ("foreign.dicom",),
     "tqdm": ("progress",),
-    "PIL": ("explore.preview",),
+    "isal": ("foreign.packed",),
+    "scipy": ("series.resampling",),
+    "PIL": ("explore.picture",),
+    "anywidget": ("explore.slice_canvas",),
+    "ipywidgets": ("explore.view",),
     "torch": ("ml.torch", "ml.monai"),
     "monai": ("ml.monai",),
     "torchio": ("ml.torchio",),
 }
 # Only here may a function import our own modules: everything else imports them at its top.
-LAZY_DOORS = ("", "accessor", "cli")
+LAZY_DOORS = ("", "accessor", "accessor_series", "accessor_views", "cli")
 # Decisions and codecs see values only.
 PURE = ("format", "planning")
 # The one module of them that looks at the machine.
@@ -169,6 +198,7 @@ EXPORTS = {
     "MlaArray",
     "ReadStats",
     "WriteReport",
+    "build_overviews",
     "choose_codec",
     "cluster_caches",
     "configure",
@@ -176,21 +206,26 @@ EXPORTS = {
     "convert_folder",
     "create",
     "detect_caches",
+    "leave_one_out",
     "measure",
     "open_mla",
     "plan_layout",
+    "scratch",
     "stats",
     "to_mla",
     "verify",
 }
 NEVER_ON_IMPORT = {
     "PIL",
+    "anywidget",
     "blosc2",
     "dask",
     "distributed",
     "fsspec",
+    "ipywidgets",
     "nibabel",
     "obstore",
+    "scipy",
     "torch",
     "zarr",
 }

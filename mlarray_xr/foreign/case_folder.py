@@ -17,6 +17,7 @@ from mlarray_xr.foreign.formats import (
     split_name,
 )
 from mlarray_xr.foreign.tiff_file import read_image
+from mlarray_xr.overview_siblings import is_level_file
 from mlarray_xr.storage.source import LocalSource, source_of
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ class _Search:
                 self.enter(inner)
 
     def _entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """Return the names of the files in a folder, and the paths of the folders to enter."""
+        """Return the names of the files in a folder, and the paths of the folders to enter.
+
+        Levels of other files are no images of their own.
+        """
         files, folders = [], []
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda each: each.name):
@@ -141,7 +145,8 @@ class _Search:
                 if entry.is_symlink() and not self._follows(entry):
                     continue
                 if entry.is_file():
-                    files.append(entry.name)
+                    if not is_level_file(entry.path):
+                        files.append(entry.name)
                 elif entry.is_dir() and not entry.name.endswith(_TARGET + _STAGING_SUFFIX):
                     folders.append(entry.path)
         return files, folders

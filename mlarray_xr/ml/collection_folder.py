@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mlarray_xr.errors import ConversionError, MlaWarning, SourceError
 from mlarray_xr.ml.collection_table import listed
 from mlarray_xr.ml.subject_record import SUBJECT, SubjectRecord, natural_order
+from mlarray_xr.overview_siblings import is_level_file
 from mlarray_xr.storage.address import is_url
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ def folder_path(folder: str | os.PathLike[str]) -> str:
 def entries_of(root: str, *, depth: int | None) -> list[str]:
     """Return the files in a folder and below, relative to it, sorted; links to files included.
 
+    Levels of other files are left out.
+
     Parameters
     ----------
     root
@@ -201,7 +204,8 @@ def entries_of(root: str, *, depth: int | None) -> list[str]:
                     continue
                 path = prefix + entry.name
                 if not entry.is_dir():
-                    found.append(path)
+                    if not is_level_file(entry.path):
+                        found.append(path)
                 elif depth is not None and level >= depth:
                     continue
                 elif entry.is_symlink():

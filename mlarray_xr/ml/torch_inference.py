@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.sizes import Sizes
     from mlarray_xr.progress import Shown
     from mlarray_xr.report import WriteReport
-    from mlarray_xr.storage.job import Progress
 
 __all__ = ["predict_volume"]
 
@@ -171,12 +170,8 @@ def predict_volume(
         codec=codec,
         memory_limit=memory_limit,
     )
-    with (
-        _evaluating(model),
-        contextlib.closing(predictions),
-        shown_progress(progress, unit="patch") as tell,
-    ):
-        return _put_together(predictions, aggregator, tell)
+    with _evaluating(model), contextlib.closing(predictions):
+        return _put_together(predictions, aggregator, progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,15 +191,18 @@ class _Prediction:
 def _put_together(
     predictions: Iterator[_Prediction],
     make: Callable[..., Aggregator],
-    progress: Progress | None,
+    progress: Shown,
 ) -> WriteReport:
     """Write the mean of predictions, the first of which tells how many channels there are."""
     first = next(predictions)
-    with make(n_channels=first.values.shape[1]) as aggregator:
+    with (
+        shown_progress(progress, unit="patch") as tell,
+        make(n_channels=first.values.shape[1]) as aggregator,
+    ):
         for each in itertools.chain([first], predictions):
             aggregator.add([place.box for place in each.places], each.values)
-            if progress is not None:
-                progress(each.done, each.total)
+            if tell is not None:
+                tell(each.done, each.total)
     return cast("WriteReport", aggregator.report)
 
 

@@ -175,7 +175,7 @@ def _files_of(array: xr.DataArray) -> list[MlaBackendArray]:
 
 def _series_in(file: MlaBackendArray, array: xr.DataArray, dim: str | None) -> xr.DataArray | None:
     """Return all that a file holds under the names of an array, numbered; None without frames."""
-    dataset = dataset_from(indexing.LazilyIndexedArray(file), file.array)
+    dataset = dataset_from(indexing.LazilyIndexedArray(file), file.file)
     series = attach_coords(dataset[next(iter(dataset.data_vars))])
     try:
         along = series_dim(series, dim if dim in series.dims else None)

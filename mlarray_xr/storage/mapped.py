@@ -31,6 +31,7 @@ from mlarray_xr.storage.mapped_blocks import MappedBlocks
 from mlarray_xr.storage.portable import PortableHandle
 from mlarray_xr.storage.read_pool import run_shared, sharing
 from mlarray_xr.storage.source import BytesSource, LocalSource
+from mlarray_xr.storage.thin_boxes import is_thin, read_thin
 from mlarray_xr.storage.tiles import untile
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class MappedReader:
         self._table: _ChunkTable | None = None
         self._lock = threading.Lock()
         self.tally = Tally()
+        self._is_native = native_library() is not None
         self._integrity = recorded_integrity(source, self.header) if check else None
 
     def read(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
@@ -156,19 +158,29 @@ class MappedReader:
             When a chunk is damaged.
         """
         self.source.check()
-        decoder = MappedBlocks(
+        self._blocks().read_blocks(wanted, take, threads=threads)
+        self.source.check()
+
+    def _blocks(self) -> MappedBlocks:
+        """Return what decodes whole blocks."""
+        return MappedBlocks(
             self._payload,
             header=self.header,
             check=self._checked,
-            fill=partial(self._fill, threads=1),
+            fill=partial(self._fill_rows, threads=1),
             tally=self.tally,
             name=self.source.name,
         )
-        decoder.read_blocks(wanted, take, threads=threads)
-        self.source.check()
 
     def _fill(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
         """Fill `out` with the elements of a box that is not empty."""
+        if self._is_native and is_thin(box, self.header):
+            read_thin(box, out, header=self.header, reader=self._blocks(), threads=threads)
+        else:
+            self._fill_rows(box, out, threads=threads)
+
+    def _fill_rows(self, box: Box, out: NDArray[np.generic], *, threads: int | None) -> None:
+        """Fill `out` with the elements of a box as the C library does, row by row."""
         self._check_chunks(box)
         if self._chunk_table().has_whole_only:
             self._read_chunks(box, out, threads=threads)
@@ -207,7 +219,7 @@ class MappedReader:
         try:
             return self._handles.pop()
         except IndexError:
-            kind = NativeHandle if native_library() is not None else PortableHandle
+            kind = NativeHandle if self._is_native else PortableHandle
             return kind(self._frame, ndim=len(self.header.shape), name=self.source.name)
 
     def _chunk_table(self) -> _ChunkTable:
