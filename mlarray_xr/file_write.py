@@ -8,19 +8,19 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlarray_xr.dask import thread_memory_bytes, warn_of_many_tasks
+from mlarray_xr.dask import has_client, thread_memory_bytes, warn_of_many_tasks
 from mlarray_xr.dask_write import choose_on_worker
 from mlarray_xr.errors import ConversionError, LayoutError
 from mlarray_xr.format.metadata import Stats, Storage
 from mlarray_xr.format.metadata_codec import encode_metadata
 from mlarray_xr.planning.codec import Codec
 from mlarray_xr.planning.codec_choice import CodecChoice
-from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts
+from mlarray_xr.planning.write_plan import check_chunk_borders, plan_parts, plan_streamed_parts
 from mlarray_xr.prepared import LARGER_PARTS, claim_write, parts_in_flight
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.address import is_url, local_path
 from mlarray_xr.storage.encode import FramePlan
-from mlarray_xr.storage.job import part_of
+from mlarray_xr.storage.job import Streamed, part_of
 from mlarray_xr.storage.publication import check_target
 from mlarray_xr.storage.trial import choose_codec_for
 from mlarray_xr.subject import subject_of
@@ -84,7 +84,10 @@ def prepare_file(
         spatial=axes.spatial,
         codec=None if codec == "auto" else _codec(codec, lossy=lossy),
     )
-    choice = _choice(subject, layout, prefer) if codec == "auto" else codec
+    is_now = compute and not resume and not has_client()
+    subject, slabs, choice = _settled(
+        subject, layout, codec, prefer, is_now=is_now, memory_limit=memory_limit
+    )
     plan = FramePlan(
         shape=tuple(subject.values.shape),
         dtype_str=subject.values.dtype.str,
@@ -93,17 +96,14 @@ def prepare_file(
         has_block_index=block_index,
     )
     uses_tasks = subject.is_dask or not compute or subject.goes_to_workers
-    parts = _parts(
+    parts = slabs or _parts(
         subject,
         plan,
         axes.dims,
         align_chunks=align_chunks,
-        in_flight=parts_in_flight(uses_tasks=uses_tasks),
+        uses_tasks=uses_tasks,
         memory_limit=memory_limit,
-        thread_bytes=thread_memory_bytes() if uses_tasks else None,
     )
-    if uses_tasks:
-        warn_of_many_tasks(len(parts), fix=LARGER_PARTS)
     return claim_write(
         subject,
         path=path,
@@ -125,33 +125,92 @@ def _parts(
     dims: tuple[str, ...],
     *,
     align_chunks: bool,
-    in_flight: int,
+    uses_tasks: bool,
     memory_limit: int | None,
-    thread_bytes: int | None,
 ) -> Parts:
-    """Decide the parts, and refuse chunks that do not fit when they must."""
+    """Decide the parts, and refuse chunks that do not fit when they must; warn of many tasks."""
     source_chunks = subject.values.chunks if subject.is_dask else None
     if source_chunks is not None and not align_chunks:
         check_chunk_borders(source_chunks, plan.layout.chunks, dims)
-    return plan_parts(
+    parts = plan_parts(
         plan.shape,
         plan.layout,
         itemsize=plan.dtype.itemsize,
-        in_flight=in_flight,
+        in_flight=parts_in_flight(uses_tasks=uses_tasks),
         source_chunks=source_chunks,
         memory_limit=memory_limit,
-        thread_bytes=thread_bytes,
+        thread_bytes=thread_memory_bytes() if uses_tasks else None,
     )
+    if uses_tasks:
+        warn_of_many_tasks(len(parts), fix=LARGER_PARTS)
+    return parts
+
+
+def _settled(
+    subject: Subject,
+    layout: Layout,
+    codec: str | Codec | CodecChoice,
+    prefer: Preference,
+    *,
+    is_now: bool,
+    memory_limit: int | None,
+) -> tuple[Subject, Parts | None, str | Codec | CodecChoice]:
+    """Settle how the values are taken and compressed.
+
+    What comes slab after slab is written so where that is done at once, in this process, slabs are
+    small enough and the first ones tell enough to choose a codec. Otherwise it is unpacked first.
+
+    Parameters
+    ----------
+    subject, layout, codec, prefer, memory_limit
+        As in `prepare_file`.
+    is_now
+        Whether the write runs at once, once, and in this process.
+
+    Returns
+    -------
+    subject : Subject
+        With values that boxes can be taken of, unless there are slabs.
+    slabs : Parts or None
+        The parts of what is written slab after slab.
+    choice : str, Codec or CodecChoice
+        The codec, chosen where ``"auto"`` was asked for.
+    """
+    values = subject.values
+    if isinstance(values, Streamed):
+        slabs = plan_streamed_parts(
+            tuple(subject.values.shape),
+            layout.chunks,
+            itemsize=values.dtype.itemsize,
+            in_flight=parts_in_flight(uses_tasks=False),
+            axis=values.axis,
+            memory_limit=memory_limit,
+        )
+        if slabs is not None and is_now:
+            if codec != "auto":
+                return subject, slabs, codec
+            first = values.beginning(slabs.extents[values.axis], n=slabs.in_flight)
+            choice = _choice_by(first, layout, prefer)
+            del first  # would be kept as long as the last of its slabs
+            if choice.trials:
+                return subject, slabs, choice
+        subject = replace(subject, values=values.unpacked())
+    return subject, None, _choice(subject, layout, prefer) if codec == "auto" else codec
 
 
 def _choice(subject: Subject, layout: Layout, prefer: Preference) -> CodecChoice:
     """Choose a codec by trial."""
     if subject.is_dask:
         return choose_on_worker(subject.values, layout, prefer=prefer)
+    return _choice_by(subject.values, layout, prefer)
+
+
+def _choice_by(values: Any, layout: Layout, prefer: Preference) -> CodecChoice:
+    """Choose a codec by trial on what can be sliced here, the array or the beginning of it."""
     return choose_codec_for(
-        partial(part_of, subject.values),
-        shape=tuple(subject.values.shape),
-        dtype=subject.values.dtype,
+        partial(part_of, values),
+        shape=tuple(values.shape),
+        dtype=values.dtype,
         layout=layout,
         prefer=prefer,
     )

@@ -18,6 +18,7 @@ from mlarray_xr.dataset import metadata_of
 from mlarray_xr.errors import ConversionError, MlaWarning
 from mlarray_xr.format.metadata import Metadata
 from mlarray_xr.storage.encode import STORABLE_KINDS
+from mlarray_xr.storage.job import Streamed
 
 __all__ = ["Subject", "subject_of", "variables_of"]
 
@@ -29,7 +30,7 @@ class Subject:
     """The values to write, lazy where they are, and the metadata they stand for."""
 
     values: Any
-    """A NumPy array, a Dask array, or what can be sliced box by box."""
+    """A NumPy array, a Dask array, what can be sliced box by box, or what comes slab by slab."""
     metadata: Metadata
     """What the object itself says."""
 
@@ -116,7 +117,8 @@ def subject_of(obj: Any) -> Subject:
     if isinstance(obj, str | bytes):
         msg = f"{obj[:80]!r}: an array is needed, not text. To fix: mlarray_xr.convert takes paths"
         raise ConversionError(msg)
-    values = obj if is_dask(obj) or _is_sliceable(obj) else np.asanyarray(obj)
+    is_taken = is_dask(obj) or isinstance(obj, Streamed) or _is_sliceable(obj)
+    values = obj if is_taken else np.asanyarray(obj)
     return Subject(values=values, metadata=Metadata(has_array=True))
 
 

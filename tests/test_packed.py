@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import itertools
 import math
 import os
 import pickle
+import sys
 import tracemalloc
 import zipfile
 import zlib
@@ -24,13 +26,14 @@ from mlarray_xr.foreign.packed import PackedArray, PackedStream, unpacked
 from mlarray_xr.foreign.raw import RawArray, local_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 Packing = Literal["gzip", "bzip2", "zip"]
 PACKINGS: tuple[Packing, ...] = ("gzip", "bzip2", "zip")
+LIBRARIES = ("zlib", "isal")
 SHAPE = (20, 30, 40)
 VALUES = np.random.default_rng(5).integers(-99, 99, SHAPE, np.int16).astype(">i2")
 WHOLE = tuple(slice(0, n) for n in SHAPE)
@@ -50,10 +53,28 @@ def stream_of(path: Path, packing: Packing = "gzip", **changes: Any) -> PackedSt
     return PackedStream(source=local_source(path), packing=packing, **stated)
 
 
-@pytest.fixture(params=PACKINGS)
-def stream(request: pytest.FixtureRequest, tmp_path: Path) -> PackedStream:
-    pack(tmp_path / "a.packed", request.param, VALUES.tobytes())
-    return stream_of(tmp_path / "a.packed", request.param)
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Gunzip with the standard library, or with ISA-L."""
+    if request.param == "isal":
+        pytest.importorskip("isal")
+        yield request.param
+        return
+    with mock.patch.dict(sys.modules, {"isal": None}):
+        yield request.param
+
+
+@pytest.fixture(
+    params=[("gzip", "isal"), *((packing, "zlib") for packing in PACKINGS)], ids="-".join
+)
+def stream(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PackedStream]:
+    packing, library = request.param
+    pack(tmp_path / "a.packed", packing, VALUES.tobytes())
+    if library == "isal":
+        pytest.importorskip("isal")
+    hidden = {} if library == "isal" else {"isal": None}
+    with mock.patch.dict(sys.modules, hidden):
+        yield stream_of(tmp_path / "a.packed", packing)
 
 
 @pytest.fixture
@@ -88,10 +109,28 @@ def test_what_comes_before_is_left_out(
     np.testing.assert_array_equal(array[WHOLE], VALUES)
 
 
-def test_streams_may_have_several_members(tmp_path: Path) -> None:
-    data = VALUES.tobytes()
-    (tmp_path / "a.gz").write_bytes(gzip.compress(data[:999]) + gzip.compress(data[999:]))
+@pytest.mark.parametrize("padding", [0, 1, 70_000])
+def test_streams_may_have_several_members(tmp_path: Path, library: str, padding: int) -> None:
+    data, zeros = VALUES.tobytes(), bytes(padding)
+    members = [gzip.compress(data[:999]), zeros, gzip.compress(data[999:]), zeros]
+    (tmp_path / "a.gz").write_bytes(b"".join(members))
     np.testing.assert_array_equal(PackedArray(stream_of(tmp_path / "a.gz"))[WHOLE], VALUES)
+
+
+def test_whatever_follows_the_voxels_is_no_gzip_member(tmp_path: Path, library: str) -> None:
+    (tmp_path / "a.gz").write_bytes(gzip.compress(VALUES.tobytes()) + b"more")
+    with pytest.raises(ConversionError, match="damaged"):
+        stream_of(tmp_path / "a.gz").to_memory()
+
+
+@pytest.mark.parametrize("sizes", [[48000], [1, 47999], [16000, 16000, 16000], [47999, 1]])
+def test_runs_are_as_long_as_they_were_asked_for(
+    stream: PackedStream, sizes: list[int], small_pieces: None
+) -> None:
+    runs = list(stream.runs(iter(sizes)))
+    assert [run.size for run in runs] == sizes
+    assert b"".join(run.tobytes() for run in runs) == VALUES.tobytes()
+    assert not any(np.shares_memory(a, b) for a, b in itertools.pairwise(runs))
 
 
 def test_small_arrays_need_no_scratch_file(stream: PackedStream, tmp_path: Path) -> None:
@@ -106,7 +145,7 @@ def test_the_scratch_file_is_found_again(
     first = unpacked(stream, scratch_dir=scratch)
     (name,) = os.listdir(scratch)
     assert os.path.getsize(os.path.join(scratch, name)) == VALUES.nbytes
-    with mock.patch.object(PackedStream, "pieces", side_effect=AssertionError("unpacked again")):
+    with mock.patch.object(PackedStream, "runs", side_effect=AssertionError("unpacked again")):
         again = unpacked(stream, scratch_dir=scratch)
     assert again == first
     os.unlink(os.path.join(scratch, name))
@@ -149,13 +188,13 @@ def test_who_unpacks_at_the_same_time_reads_the_first_file(
 
 def test_memory_is_filled_once_however_many_ask(stream: PackedStream) -> None:
     array = PackedArray(stream)
-    real, calls = PackedStream.pieces, []
+    real, calls = PackedStream.runs, []
 
-    def counted(self: PackedStream) -> Any:
+    def counted(self: PackedStream, sizes: Iterable[int]) -> Any:
         calls.append(self)
-        return real(self)
+        return real(self, sizes)
 
-    with mock.patch.object(PackedStream, "pieces", counted), ThreadPoolExecutor(4) as pool:
+    with mock.patch.object(PackedStream, "runs", counted), ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: array[WHOLE], range(8)):
             np.testing.assert_array_equal(found, VALUES)
     assert len(calls) == 1
@@ -260,21 +299,21 @@ def test_changed_files_are_not_unpacked(stream: PackedStream) -> None:
         PackedArray(stream)[WHOLE]
 
 
-def test_a_change_while_unpacking_is_seen(stream: PackedStream, small_pieces: None) -> None:
-    pieces = stream.pieces()
-    next(pieces)
+def test_a_change_while_unpacking_is_seen(stream: PackedStream) -> None:
+    runs = stream.runs([1000, stream.nbytes - 1000])
+    next(runs)
     os.utime(stream.source.path, ns=(1, 1))
     with pytest.raises(SourceChanged):
-        for _ in pieces:
+        for _ in runs:
             pass
 
 
 def test_errors_of_the_disk_stay_what_they_are(stream: PackedStream) -> None:
     with (
-        mock.patch.object(PackedStream, "_pieces", side_effect=OSError(5, "Input/output error")),
+        mock.patch.object(PackedStream, "_runs", side_effect=OSError(5, "Input/output error")),
         pytest.raises(OSError, match="Input/output") as caught,
     ):
-        list(stream.pieces())
+        list(stream.runs([stream.nbytes]))
     assert type(caught.value) is OSError
 
 

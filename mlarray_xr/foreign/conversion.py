@@ -15,6 +15,7 @@ from mlarray_xr.foreign.formats import FORMATS, MLA, format_of_source, format_of
 from mlarray_xr.foreign.recipe import Recipe, opened, share_of
 from mlarray_xr.foreign.scratch import scratch_folder
 from mlarray_xr.planning.byte_amount import parse_bytes
+from mlarray_xr.progress import shown_progress
 from mlarray_xr.storage.remote_source import remote_address
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.codec import Codec
     from mlarray_xr.planning.nodes import ClusterCaches
     from mlarray_xr.planning.sizes import Sizes
+    from mlarray_xr.progress import Shown
     from mlarray_xr.report import WriteReport
     from mlarray_xr.storage.job import Progress
 
@@ -49,7 +51,7 @@ def convert(
     resume: bool = False,
     verify: bool = False,
     memory_limit: int | str | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> WriteReport | None:
     """Convert one image to the format that the name of the target asks for.
 
@@ -62,8 +64,11 @@ def convert(
     attributes and headers are kept as far as the formats allow.
 
     Sources are read part by part. Those that are packed in one piece, such as ``.nii.gz``, are
-    unpacked to a folder beside the target first, which is removed at the end. With an active
-    distributed client the parts are read and encoded on its workers, which must see the files.
+    unpacked once, while what was unpacked before is encoded, where slabs along their slowest axis
+    (runs of frames of a NIfTI series) are whole chunks and fit into memory; ``codec="auto"`` then
+    goes by the first slabs. Otherwise, and with `resume` or an active distributed client, those of
+    more than 64 MiB are unpacked to a folder beside the target first, which is removed at the end.
+    The client's workers, which must see the files, then read and encode the parts.
 
     Parameters
     ----------
@@ -90,7 +95,7 @@ def convert(
         Memory that the parts under way in one process may take, bytes or a text such as ``"2GB"``.
     progress
         Called with the number of chunks of the `.mla` file done and of all; verifying counts each
-        again.
+        again. True, False and None as in `mlarray_xr.to_mla`.
 
     Returns
     -------
@@ -140,19 +145,20 @@ def convert(
         memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
     )
     case = Case(source=source, target=target, format=read)
-    if written is not MLA:
-        _export(case, written, recipe, mode=mode, resume=resume, progress=progress)
-        return None
-    if not resume:
-        return recipe.run(case, overwrite=mode == "w", progress=progress)
-    step, origin = recipe.plan(case.measured(), overwrite=mode == "w", resume=True)
-    if step == "skip":
-        if verify:
-            recipe.check(case)
-        return None
-    return recipe.run(
-        case, overwrite=step == "replace", origin=origin, keeps=True, progress=progress
-    )
+    with shown_progress(progress, unit="chunk") as tell:
+        if written is not MLA:
+            _export(case, written, recipe, mode=mode, resume=resume, progress=tell)
+            return None
+        if not resume:
+            return recipe.run(case, overwrite=mode == "w", progress=tell)
+        step, origin = recipe.plan(case.measured(), overwrite=mode == "w", resume=True)
+        if step == "skip":
+            if verify:
+                recipe.check(case)
+            return None
+        return recipe.run(
+            case, overwrite=step == "replace", origin=origin, keeps=True, progress=tell
+        )
 
 
 def _export(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import hashlib
 import io
 import math
@@ -32,6 +31,9 @@ __all__ = ["PackedArray", "PackedStream", "unpacked"]
 
 _PIECE_BYTES = 4 << 20
 _IN_MEMORY_BYTES = 64 << 20
+_PACKED_BYTES, _UNPACKED_BYTES = 256 << 10, 1 << 20
+_GZIP_BITS = 31
+"""What tells zlib that header and checksum are those of gzip."""
 _MOST_PACKED = {"gzip": 1100, "zip": 1100, "bzip2": 1_100_000}
 """What a byte can unpack to: deflate 258 bytes per 2 bits, bzip2 45.9 MB per 42 bytes."""
 
@@ -145,7 +147,7 @@ class PackedStream:
         with ExitStack() as stack:
             stream = self._unpacking(file, stack)
             for wanted in _piece_sizes(self.skip):
-                if len(stream.read(wanted)) < wanted:
+                if _fill(stream, np.empty(wanted, np.uint8)) < wanted:
                     raise EOFError(f"it ends before byte {self.skip}, where the voxels start")
             n_read = 0
             for size in sizes:
@@ -173,6 +175,7 @@ class PackedArray:
 
     Examples
     --------
+    >>> import gzip
     >>> with gzip.open("six.gz", "wb") as file:
     ...     _ = file.write(bytes([1, 2, 3, 4, 5, 6]))
     >>> stream = PackedStream(
@@ -292,14 +295,55 @@ def _fill(stream: IO[bytes], run: NDArray[np.uint8]) -> int:
 def _gunzipping(file: io.BufferedReader[io.FileIO]) -> IO[bytes]:
     """Open a gzip stream, with the inflate of ISA-L where it is installed.
 
-    It checks what zlib checks and takes 0.35 to 0.4 of the time (int16 fMRI series, levels 1, 6).
+    It checks what zlib checks and takes 0.4 to 0.45 of the time (int16 series, level 1).
     """
     try:
         from isal import igzip
     except ImportError:
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="rb"))
+        return cast("IO[bytes]", _GzipMembers(file))
     opened: Any = igzip.IGzipFile  # typed in part
     return cast("IO[bytes]", opened(fileobj=file, mode="rb"))
+
+
+class _GzipMembers(io.RawIOBase):
+    """The unpacked bytes of a gzip file, one member after another.
+
+    That of the standard library takes 8 KiB at a time up to Python 3.11, and for each piece waits
+    for the threads that encode meanwhile to give up the GIL: all took a quarter longer.
+    """
+
+    def __init__(self, file: io.BufferedReader[io.FileIO]) -> None:
+        super().__init__()
+        self._file = file
+        self._member, self._packed = zlib.decompressobj(wbits=_GZIP_BITS), b""
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Unpack some bytes, none at the end; the checksum of a member is compared at its end."""
+        while not self._member.eof or self._begin_next():
+            packed = self._packed or self._file.read(_PACKED_BYTES)
+            piece = self._member.decompress(packed, min(len(buffer), _UNPACKED_BYTES))
+            self._packed = self._member.unconsumed_tail
+            if piece:
+                buffer[: len(piece)] = piece
+                return len(piece)
+            if not packed and not self._member.eof:
+                raise EOFError("it ends before its end-of-stream marker")
+        return 0
+
+    def _begin_next(self) -> bool:
+        """Go on to the next member; zeros may lie between, and behind the last one."""
+        packed = self._member.unused_data.lstrip(b"\0")
+        while not packed:
+            read = self._file.read(_PACKED_BYTES)
+            if not read:
+                return False
+            packed = read.lstrip(b"\0")
+        self._member, self._packed = zlib.decompressobj(wbits=_GZIP_BITS), packed
+        return True
 
 
 def _damage() -> tuple[type[Exception], ...]:

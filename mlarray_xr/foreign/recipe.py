@@ -21,7 +21,7 @@ from mlarray_xr.foreign.origin import origin_of, plan_step, recorded_origin, wit
 from mlarray_xr.foreign.packed import PackedArray
 from mlarray_xr.foreign.scratch import scratch_folder
 from mlarray_xr.foreign.streamed import StreamedArray
-from mlarray_xr.planning.write_plan import plan_slabs
+from mlarray_xr.planning.write_plan import plan_streamed_parts
 from mlarray_xr.prepared import parts_in_flight
 from mlarray_xr.storage.publication import check_target
 from mlarray_xr.write import to_mla
@@ -161,7 +161,7 @@ class Recipe:
                     metadata=metadata,
                     resume=keeps,
                     memory_limit=self.memory_limit,
-                    progress=_first_half(progress) if self.verify else progress,
+                    progress=(_first_half(progress) if self.verify else progress) or False,
                 )
                 if self.verify:
                     n = report.n_chunks
@@ -229,6 +229,7 @@ class Recipe:
             mode="w" if overwrite else "w-",
             metadata=metadata,
             memory_limit=self.memory_limit,
+            progress=False,
         )
 
     def _check_written(
@@ -265,7 +266,7 @@ class Recipe:
         """Return the slabs in which a packed array is compared; None where boxes do better."""
         if source.is_whole or has_client() or source.shape != target.shape:
             return None
-        return plan_slabs(
+        return plan_streamed_parts(
             source.shape,
             target.chunks,
             itemsize=source.dtype.itemsize,

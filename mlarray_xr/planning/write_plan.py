@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from mlarray_xr.planning.grid import Box
     from mlarray_xr.planning.layout import Layout
 
-__all__ = ["Parts", "check_chunk_borders", "plan_parts", "recut"]
+__all__ = ["Parts", "check_chunk_borders", "plan_parts", "plan_streamed_parts", "recut"]
 
 # Large enough that a scheduler's 3 ms per task vanish, small enough for any worker.
 _PART_BYTES = 128 << 20
 _LARGEST_BYTES = 256 << 20
 _SMALLEST_BYTES = 16 << 20
+# What is unpacked while the slab before it is encoded; the first and the last one have no company.
+_SLAB_BYTES = 8 << 20
 # A part in memory, what it was made from, and its compressed chunks.
 _COPIES = 3
 
@@ -176,6 +178,63 @@ def plan_parts(
         tuple(min(p, n - start) for start in range(0, n, p)) or (0,)
         for n, p in zip(shape, part, strict=True)
     )
+    return Parts(extents=extents, in_flight=in_flight, itemsize=itemsize)
+
+
+def plan_streamed_parts(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    *,
+    itemsize: int,
+    in_flight: int,
+    axis: int,
+    memory_limit: int | None = None,
+) -> Parts | None:
+    """Decide the parts of a write whose values come one after another along an axis.
+
+    Parts span all other axes. They are near 8 MiB and at least one chunk thick.
+
+    Parameters
+    ----------
+    shape, chunks
+        Extents of the array, and of a chunk of the file.
+    itemsize
+        Bytes of an element.
+    in_flight
+        How many parts a process works on at the same time.
+    axis
+        Along which parts are cut.
+    memory_limit
+        Bytes that the parts of one process may take; makes parts smaller.
+
+    Returns
+    -------
+    Parts or None
+        None where a part would take more than 256 MiB or the limit allows, and where there would be
+        fewer than two.
+
+    Examples
+    --------
+    >>> plan_streamed_parts(
+    ...     (64, 64, 40, 30), (64, 64, 40, 3), itemsize=2, in_flight=2, axis=3
+    ... ).extents
+    ((64,), (64,), (40,), (24, 6))
+    >>> plan_streamed_parts((64, 64, 40, 30), (16, 16, 16, 30), itemsize=2, in_flight=2, axis=3)
+    """
+    ceiling = _LARGEST_BYTES
+    if memory_limit is not None:
+        ceiling = min(ceiling, memory_limit // (_COPIES * in_flight))
+    n_elements = math.prod(shape)
+    if n_elements < 2 or shape[axis] <= chunks[axis]:
+        return None
+    chunk_bytes = n_elements // shape[axis] * chunks[axis] * itemsize
+    if chunk_bytes > ceiling:
+        return None
+    thickness = max(1, min(_SLAB_BYTES, ceiling) // chunk_bytes) * chunks[axis]
+    if thickness >= shape[axis]:
+        return None
+    along = tuple(min(thickness, shape[axis] - start) for start in range(0, shape[axis], thickness))
+    extents = tuple(along if at == axis else (n,) for at, n in enumerate(shape))
     return Parts(extents=extents, in_flight=in_flight, itemsize=itemsize)
 
 

@@ -8,7 +8,7 @@ import socket
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from mlarray_xr.storage.publication import published
 from mlarray_xr.storage.segments import find_segments, write_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,6 +38,7 @@ __all__ = [
     "PartRecord",
     "Progress",
     "Sliceable",
+    "Streamed",
     "WriteJob",
     "identity_of",
     "part_of",
@@ -60,6 +61,31 @@ class Sliceable(Protocol):
 
     def __getitem__(self, key: tuple[Any, ...]) -> Any:
         """Return the elements of a box."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """An array that comes slab after slab, once, and cannot be read in any other order."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+
+    @property
+    def axis(self) -> int:
+        """The axis along which slabs follow one another; they span all others."""
+
+    def beginning(self, extents: Sequence[int], *, n: int) -> NDArray[Any]:
+        """Return up to n slabs as one array; `slabs` of the same extents returns them again."""
+
+    def slabs(self, extents: Sequence[int]) -> Generator[NDArray[Any]]:
+        """Yield slabs of these extents along the axis, each in memory of its own.
+
+        An error in the source may show as late as after the last one.
+        """
+
+    def unpacked(self) -> Sliceable:
+        """Return the same values as an array of which boxes can be taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +185,9 @@ class WriteJob:
             workers=len({record.process for record in records}),
         )
 
-    def write_directly(self, values: Sliceable, progress: Progress | None) -> Finished:
+    def write_directly(self, values: Sliceable | Streamed, progress: Progress | None) -> Finished:
         """Encode an array in the threads of this process straight into the new file."""
-        tasks = [partial(self._encode, values, box) for box in self.parts.boxes()]
-        with self._publishing() as writer:
+        with self._publishing() as writer, contextlib.closing(self._encodings(values)) as tasks:
             n_done = 0
             self._tell(progress, n_done)
             # Closed: were the disk full, other threads would go on to read the values.
@@ -219,9 +244,26 @@ class WriteJob:
         if progress is not None:
             progress(n_done, self.n_chunks)
 
+    def _encodings(
+        self, values: Sliceable | Streamed
+    ) -> Generator[Callable[[], list[EncodedChunk]]]:
+        """Yield what encodes each part; what comes slab after slab is taken when it is yielded."""
+        boxes = self.parts.boxes()
+        if not isinstance(values, Streamed):
+            yield from (partial(self._encode, values, box) for box in boxes)
+            return
+        with contextlib.closing(values.slabs(self.parts.extents[values.axis])) as slabs:
+            # The slabs first: they are asked for one more than there are, which checks their end.
+            for slab, box in zip(slabs, boxes, strict=True):
+                yield partial(self._encode_part, slab, box)
+
     def _encode(self, values: Sliceable, box: Box) -> list[EncodedChunk]:
-        """Encode one part of an array."""
-        return list(encode_part(part_of(values, box), box, self.plan))
+        """Read and encode one part of an array."""
+        return self._encode_part(part_of(values, box), box)
+
+    def _encode_part(self, values: NDArray[Any], box: Box) -> list[EncodedChunk]:
+        """Encode one part."""
+        return list(encode_part(values, box, self.plan))
 
     def _write(self, values: Sliceable, box: Box, part: int) -> PartRecord:
         """Leave one part of an array as a segment."""
