@@ -67,7 +67,7 @@ def _facts(file: str, reports: tuple[WriteReport, ...]) -> dict[str, Any]:
 def _text(file: str, reports: tuple[WriteReport, ...]) -> str:
     """Say what was made of a file."""
     if not reports:
-        return f"{file}: small enough without overviews"
+        return f"{file}: no spatial axis is so long that overviews would help"
     lines = [
         f"  level {level}  {'x'.join(map(str, report.shape))}  {report.file_bytes / 1e6:.1f} MB"
         for level, report in enumerate(reports, 1)

@@ -111,5 +111,6 @@ def _coarser(
         return coordinate
     if coordinate.dims != (name,) or coordinate.values.dtype.kind != "f":
         return None
-    (means,) = reduce_mean(np.asarray(coordinate.values, np.float64), [(factor,)])
+    halvings = [(2 << k,) for k in range(factor.bit_length() - 1)]
+    means = reduce_mean(np.asarray(coordinate.values, np.float64), halvings)[-1]
     return replace(coordinate, values=means.astype(coordinate.values.dtype))

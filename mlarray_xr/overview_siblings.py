@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.errors import FormatError, MlaError, MlaWarning, SourceDenied
+from mlarray_xr.errors import (
+    FormatError,
+    MlaError,
+    MlaWarning,
+    SourceChanged,
+    SourceDenied,
+    SourceError,
+)
 from mlarray_xr.overview_record import OverviewRecord, content_identity
 from mlarray_xr.planning.overview_levels import level_shape
 from mlarray_xr.storage.address import is_url
@@ -22,6 +31,9 @@ __all__ = ["MOST_LEVELS", "find_levels", "is_level_file", "level_path", "names_l
 
 MOST_LEVELS = 62
 """No array is so long that it can be halved more often."""
+
+_MOST_BLOCK_VOXELS = 1 << 20
+"""A level is read to look at it: what is made here has far smaller blocks."""
 
 _SUFFIX = ".mla"
 _CHAIN = "::"
@@ -123,8 +135,12 @@ def find_levels(file: MlaArray) -> tuple[MlaArray, ...]:
     for level in range(1, MOST_LEVELS + 1):
         try:
             sibling = _sibling(file, source, level)
-        except FormatError as error:
-            _warn(source, level, f"it is damaged or no .mla file: {error}")
+        except SourceChanged:
+            raise
+        except (FormatError, PermissionError, SourceError) as error:
+            if isinstance(source, RemoteSource) and not isinstance(error, FormatError):
+                raise
+            _warn(source, level, f"it is damaged or no .mla file that can be read: {error}")
             break
         if sibling is None:
             break
@@ -162,6 +178,10 @@ def _sibling(file: MlaArray, source: Source, level: int) -> MlaArray | None:
     except (FileNotFoundError, SourceDenied):
         # Stores deny what is not there to those who may not list, and signed URLs are of one file.
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
     return None
 
 
@@ -175,6 +195,10 @@ def _obstacle(sibling: MlaArray, file: MlaArray, *, level: int, identity: str) -
     fits = len(record.factors) == file.ndim
     if not fits or level_shape(file.shape, record.factors) != sibling.shape:
         return f"its shape {sibling.shape} is not that of a level of {file.shape}"
+    if any(f < 1 or f & (f - 1) for f in record.factors) or max(record.factors) == 1:
+        return f"its factors {record.factors} are none of a level"
+    if math.prod(sibling.blocks) > max(math.prod(file.chunks), _MOST_BLOCK_VOXELS):
+        return f"its blocks {sibling.blocks} are larger than any that is made"
     if sibling.dtype != file.dtype:
         return f"its type {sibling.dtype} is not that of the file, {file.dtype}"
     return None
@@ -184,7 +208,7 @@ def _warn(source: Source, level: int, obstacle: str) -> None:
     """Say once that a level and those after it are left out."""
     msg = (
         f"{source.name}: level {level} beside it is left out, and coarser ones: {obstacle}. To "
-        "fix: (1) mlarray_xr.overviews.build_overviews(path, mode='w') makes the levels anew; (2) "
+        "fix: (1) mlarray_xr.build_overviews(path, mode='w') makes the levels anew; (2) "
         f"remove {os.path.basename(level_path(source.name, level))}"
     )
     warnings.warn(msg, MlaWarning, stacklevel=_STACKLEVEL)

@@ -126,7 +126,7 @@ def build_overviews(
     chosen = method_for(array.metadata, array.dtype) if method == "auto" else method
     check_reducible(array.dtype, chosen)
     factors = _factors(array, levels)
-    check_level_targets(path, overwrite=mode == "w")
+    check_level_targets(str(array.path), overwrite=mode == "w")
     if not factors:
         _remove_beyond(array, 0, mode=mode)
         return _nothing(compute=compute)
@@ -207,6 +207,11 @@ def _base(path: str | os.PathLike[str]) -> MlaArray:
 def _factors(array: MlaArray, levels: int | Literal["auto"]) -> tuple[tuple[int, ...], ...]:
     """Decide the factors of the levels of a file."""
     spatial = reducible_axes(array.metadata, array.ndim)
+    if not spatial and levels != "auto" and levels:
+        raise ConversionError(
+            f"{array.path}: levels={levels}, but none of its axes is spatial. To fix: name them "
+            "z, y and x when the file is written"
+        )
     spacing = spacing_along(array.metadata, array.ndim)
     planned = plan_levels(
         array.shape, spacing=[spacing[axis] for axis in spatial], spatial=spatial, levels=levels

@@ -86,7 +86,15 @@ def _is_watched() -> bool:
         return False
     if multiprocessing.parent_process() is not None or _has_own_bar():
         return False
-    return _has("tqdm") and (is_notebook() or sys.stderr.isatty())
+    return _has("tqdm") and (is_notebook() or _is_terminal(sys.stderr))
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Tell whether a stream is a terminal: there may be none, or a logger, or a closed one."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 def _has_own_bar() -> bool:

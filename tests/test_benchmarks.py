@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import math
@@ -28,7 +29,7 @@ from benchmarks.training_plot import draw_training, is_rates
 from benchmarks.training_readers import MEMORY_MAP, MEMORY_MAP_COPY, MLARRAY, OURS, RADIOBJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from benchmarks.contenders import Contender
@@ -37,8 +38,12 @@ MACHINE = Machine(facts=(("CPUs", "2"),), versions=(("numpy", "2"),))
 
 
 @pytest.fixture(scope="module")
-def tables() -> list[Table]:
-    return list(run_suite(SMOKE, names=list(BENCHMARKS)))
+def tables() -> Iterator[list[Table]]:
+    # Contenders begin with a collected heap: that of a whole test run takes a second to collect.
+    gc.collect()
+    gc.freeze()
+    yield list(run_suite(SMOKE, names=list(BENCHMARKS)))
+    gc.unfreeze()
 
 
 def rows_of(tables: list[Table], name: str) -> list[Row]:

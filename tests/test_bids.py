@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mlarray_xr import Metadata, MlaArray, convert, convert_folder, open_mla, to_mla
 from mlarray_xr.errors import ConversionError, MlaError, MlaWarning
 from mlarray_xr.foreign.bids_sidecar import read_json
-from mlarray_xr.foreign.bids_timing import slice_times
+from mlarray_xr.foreign.bids_timing import frame_times, slice_times
 from mlarray_xr.foreign.case import Case
 from mlarray_xr.foreign.formats import format_named
 from mlarray_xr.foreign.gradient_files import (
@@ -504,6 +504,27 @@ def test_files_beside_a_target_are_replaced_only_when_told(tmp_path: Path) -> No
     assert (tmp_path / "b.bvec").read_text() == "precious"
     convert(tmp_path / "a.mla", tmp_path / "b.nii", mode="w")
     np.testing.assert_array_equal(np.loadtxt(tmp_path / "b.bvec"), BVEC)
+
+
+def test_gradients_of_another_image_are_not_left_to_an_image_without(tmp_path: Path) -> None:
+    convert(series(tmp_path / "a.nii"), tmp_path / "a.mla")
+    convert(tmp_path / "a.mla", tmp_path / "out.nii")
+    to_mla(open_mla(tmp_path / "a.mla").isel(time=0, drop=True), tmp_path / "plain.mla")
+    (tmp_path / "out.nii").unlink()
+    with pytest.raises(FileExistsError, match=r"out\.bval, .*out\.bvec: would be taken"):
+        convert(tmp_path / "plain.mla", tmp_path / "out.nii")
+    with pytest.warns(MlaWarning, match=r"out\.bval, .*out\.bvec: would be taken"):
+        convert(tmp_path / "plain.mla", tmp_path / "out.nii", mode="w")
+
+
+def test_lines_without_end_are_not_collected() -> None:
+    with pytest.raises(ConversionError, match="more than 4 lines of numbers"):
+        parse_bvals("0\n" * 1000, n=4)
+
+
+def test_times_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(ConversionError, match="gives times that float64 does not tell apart"):
+        frame_times({"RepetitionTime": 1e308}, n=4, start=0.0)
 
 
 def test_a_failure_leaves_no_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

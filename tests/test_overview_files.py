@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -465,7 +467,7 @@ def test_the_command_makes_levels_and_goes_on_after_failures(scan: Path, tmp_pat
     ]
     outcome = run(str(scan), "--overwrite", "--levels", "1", "--method", "mode")
     assert "level 1  11x17x25" in outcome.text
-    assert "small enough" in run(str(scan), "--overwrite").text
+    assert "no spatial axis is so long" in run(str(scan), "--overwrite").text
 
 
 def test_levels_are_no_images_of_their_own(tmp_path: Path) -> None:
@@ -478,3 +480,31 @@ def test_levels_are_no_images_of_their_own(tmp_path: Path) -> None:
     assert {Path(case.source).name for case in cases} == {"ct.mla", "their.level1.mla"}
     found = Collection.from_folder(folder, pattern="{subject}.mla")
     assert set(found.subjects) == {"ct", "their.level1"}
+
+
+def test_a_file_that_is_no_level_is_kept_however_the_path_is_spelled(tmp_path: Path) -> None:
+    to_mla(np.ones((8, 8), "int16"), tmp_path / "ct.mla")
+    to_mla(np.ones((2, 8), "int16"), tmp_path / "ct.level1.mla")
+    with pytest.raises(FileExistsError):
+        build_overviews((tmp_path / "ct.mla").as_uri(), levels=1, mode="w")
+    assert MlaArray(tmp_path / "ct.level1.mla").shape == (2, 8)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "long name"])
+def test_what_cannot_be_opened_is_left_out(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".mla" if kind == "long name" else "e.mla")
+    shutil.copy(write_small(tmp_path), path)
+    if kind == "folder":
+        Path(level_path(path, 1)).mkdir()
+    elif kind == "fifo":
+        os.mkfifo(level_path(path, 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(find_levels(MlaArray(path))) == 1
+    assert [each.category for each in caught] == ([] if kind == "long name" else [MlaWarning])
+
+
+def write_small(folder: Path) -> Path:
+    """Write a small file and return its path."""
+    to_mla(np.ones((8, 8), "int16"), folder / "small.mla")
+    return folder / "small.mla"

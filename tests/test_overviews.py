@@ -138,10 +138,13 @@ def test_time_and_channels_are_never_reduced(tmp_path: Path) -> None:
 def test_uneven_positions_become_means_and_others_along_them_are_left_out(tmp_path: Path) -> None:
     stack = image().assign_coords(z=np.arange(21.0) ** 2, slice_time=("z", np.arange(21.0)))
     to_mla(stack[:, :, :20].drop_vars(["y", "x"]), tmp_path / "a.mla")
-    build_overviews(tmp_path / "a.mla", levels=1)
+    build_overviews(tmp_path / "a.mla", levels=2)
     coarse = open_mla(tmp_path / "a.mla", level=1)
     np.testing.assert_array_equal(coarse.z[:2], [0.5, 6.5])
     assert "slice_time" not in coarse.coords
+    coarser = open_mla(tmp_path / "a.mla", level=2)
+    # Of 21 positions the last cell has one.
+    np.testing.assert_array_equal(coarser.z, [3.5, 31.5, 91.5, 183.5, 307.5, 400])
 
 
 # Positions

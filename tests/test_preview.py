@@ -320,3 +320,11 @@ def test_the_command_refuses_nonsense(
     with pytest.raises(SystemExit):
         run(*arguments)
     assert reason in capsys.readouterr().err
+
+
+def test_only_pictures_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "f.mla"
+    to_mla(np.ones((4, 4, 4), "int16"), path)
+    with pytest.raises(ValueError, match=r"does not end in \.png"):
+        preview(path, path)
+    assert MlaArray(path).shape == (4, 4, 4)

@@ -121,6 +121,14 @@ def test_notebooks_show_a_widget_where_they_have_widgets(
     assert widget.tqdm.called is has_widgets
 
 
+@pytest.mark.parametrize("stream", [None, object()])
+def test_writes_succeed_where_standard_error_is_none(
+    stream: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    mlarray_xr.to_mla(np.zeros(4), tmp_path / "a.mla")
+
+
 def test_a_plain_interpreter_is_no_notebook() -> None:
     assert not is_notebook()
 

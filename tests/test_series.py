@@ -22,6 +22,7 @@ from mlarray_xr.series.axis import picked, series_dim, with_orig_volume
 from mlarray_xr.series.folds import leave_one_out
 from mlarray_xr.series.gradients import gradient_table, only_b0, shells, without_b0
 from mlarray_xr.series.originals import original_frame, sources_of, stored_series
+from mlarray_xr.series.resampling import resampled
 from tests.package_source import ROOT
 
 if TYPE_CHECKING:
@@ -144,6 +145,35 @@ def test_frames_that_cannot_be_told_are_not_numbered(bare_path: str) -> None:
     cut = mlarray_xr.open_mla(bare_path, chunks={}).isel(time=[7, 2, 3])
     with pytest.raises(ValueError, match=r"3 of the 9 frames .* nothing tells which"):
         with_orig_volume(cut, "time")
+
+
+def test_reversed_frames_are_never_taken_for_those_of_the_file(
+    bare_path: str, tmp_path: Path
+) -> None:
+    backwards = {"time": slice(None, None, -1)}
+    with pytest.raises(ValueError, match="nothing tells which"):
+        with_orig_volume(mlarray_xr.open_mla(bare_path, chunks={}).isel(backwards), "time")
+    turned = mlarray_xr.open_mla(bare_path).isel(backwards).transpose("time", "x", "y", "z")
+    assert with_orig_volume(turned, "time").orig_volume.values.tolist() == list(range(9))[::-1]
+    # Loaded values are numbered from 0, and what is resampled are these values.
+    placed = series(with_bvals=False).assign_coords(
+        {dim: 2.0 * np.arange(n) for dim, n in zip("zyx", SHAPE[1:], strict=True)}
+    )
+    mlarray_xr.to_mla(placed, tmp_path / "placed.mla")
+    loaded = mlarray_xr.open_mla(tmp_path / "placed.mla").load().isel(backwards)
+    assert with_orig_volume(loaded, "time").orig_volume.values.tolist() == list(range(9))
+    still = resampled(loaded, [np.eye(4)] * 9)
+    assert (still.values == loaded.values).all()
+
+
+def test_datasets_are_numbered_by_the_arrays_of_files(path: str) -> None:
+    frames = mlarray_xr.open_mla(path)
+    weights = xr.DataArray(np.arange(9), dims="time")
+    dataset = xr.Dataset(
+        {"weights": weights, "series": frames.isel(time=[5, 4, 3, 2, 1, 0, 6, 7, 8])}
+    )
+    numbered = with_orig_volume(dataset, "time")
+    assert numbered.orig_volume.values.tolist() == [5, 4, 3, 2, 1, 0, 6, 7, 8]
 
 
 def test_an_index_of_times_tells_frames(tmp_path: Path) -> None:

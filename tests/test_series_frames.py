@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import os
+import signal
 import threading
 import weakref
 from pathlib import Path
@@ -318,3 +320,22 @@ def test_wrong_arguments_are_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         frames(opened(path, "lazy"), **options)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_the_thread_of_its_parent(path: str) -> None:
+    array = opened(path, "lazy")
+    begun = array.mla.frames(memory_limit=array[:8].nbytes)
+    next(begun)
+    assert frame_threads()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            signal.alarm(30)
+            try:
+                list(begun)
+            except RuntimeError as error:
+                os._exit(0 if "another process" in str(error) else 2)
+        os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    begun.close()

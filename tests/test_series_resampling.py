@@ -469,3 +469,17 @@ def test_without_scipy_the_extra_is_named(path: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(MissingDependencyError, match=r'pip install "mlarray-xr\[series\]"'):
         resampled(mlarray_xr.open_mla(path), MOTION)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_nan_is_not_spread_over_a_frame(order: int) -> None:
+    values = np.ones((6, 6))
+    values[2, 2] = np.nan
+    half = np.array([[1.0, 0, 0.5], [0, 1, 0]])
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        resample_frame(values, half, shape=(6, 6), order=order, fill_value=0)
+    near = resample_frame(values, half, shape=(6, 6), order=1, fill_value=0)
+    assert 0 < np.isnan(near).sum() <= 4
+    whole = np.array([[1.0, 0, 1], [0, 1, 0]])
+    moved = resample_frame(values, whole, shape=(6, 6), order=order, fill_value=0)
+    assert np.isnan(moved).sum() == 1

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ pytest.importorskip("ipywidgets")
 
 from mlarray_xr.cli_view import add_view
 from mlarray_xr.errors import ConversionError, MissingDependencyError
-from mlarray_xr.explore.view_page import run_view_page
+from mlarray_xr.explore.view_page import _environment, run_view_page
 
 REASON = why_not("voila", "ipykernel")
 needs_browser = pytest.mark.skipif(REASON is not None, reason=f"{REASON}")
@@ -98,9 +99,14 @@ def test_a_file_is_shown_until_somebody_ends_it(tmp_path: Path, signal_number: i
 
 
 @needs_browser
-def test_the_address_is_a_secret_and_the_arguments_do_not_tell_it(tmp_path: Path) -> None:
+def test_the_address_is_a_secret_and_the_arguments_do_not_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import urllib.request
 
+    (tmp_path / "voila.json").write_text('{"Voila": {"ip": "0.0.0.0", "token": ""}}')
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_NO_CONFIG", "1")
     with run_view_page("1 + 1") as page:
         bare, _, token = page.url.partition("?token=")
         with urllib.request.urlopen(bare, timeout=PATIENCE_S) as answer:
@@ -109,6 +115,30 @@ def test_the_address_is_a_secret_and_the_arguments_do_not_tell_it(tmp_path: Path
         arguments: Any = page.server.args
         assert not any(token in argument for argument in arguments)
     assert page.server.poll() is not None
+
+
+def test_settings_of_the_user_do_not_outrank_those_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = pytest.importorskip("jupyter_core.paths")
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(tmp_path / "mine"))
+    monkeypatch.setenv("JUPYTER_NO_CONFIG", "1")
+    for name, value in _environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    assert paths.jupyter_config_path()[0] == str(tmp_path / "config")
+    assert str(tmp_path / "mine") not in paths.jupyter_config_path()
+
+
+def test_a_port_that_somebody_listens_on_is_refused_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("it was started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = pytest.raises(OSError, match=rf"port {port}.*To fix: another port")
+        with refused, run_view_page("1", port=port):
+            pytest.fail("it ran")
 
 
 def test_without_voila_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

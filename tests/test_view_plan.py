@@ -260,6 +260,21 @@ def test_patients_stand_upright() -> None:
     assert (coronal.rows, coronal.is_flipped, coronal.row_letters) == ("z", True, ("I", "S"))
 
 
+def test_planes_that_would_have_one_name_are_named_after_their_dimensions() -> None:
+    affine = [[0, -1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]  # y and x at 45 degrees
+    attrs: dict[str, object] = {"spatial_dims": "z y x", "affine": np.ravel(affine).tolist()}
+    attrs |= {"coord_system": "RAS", "spatial_coords": "voxel index"}
+    coords = {dim: np.arange(n) for dim, n in (("z", 4), ("y", 5), ("x", 6))}
+    scene = scene_of(xr.DataArray(np.zeros((4, 5, 6)), coords=coords, attrs=attrs))
+    assert [plane.name for plane in scene.planes] == ["axial", "z, x", "z, y"]
+    assert [scene.plane(plane.name) for plane in scene.planes] == list(scene.planes)
+
+
+def test_dimensions_that_are_not_named_by_text_are_refused() -> None:
+    with pytest.raises(ConversionError, match=r"dimensions \[0\].*rename\(\{0: "):
+        scene_of(xr.DataArray(np.zeros((4, 5)), dims=(0, "x")))
+
+
 @pytest.mark.parametrize(
     ("dims", "shape", "kind", "has_colours"),
     [
@@ -353,3 +368,29 @@ def test_only_the_newest_of_waiting_jobs_is_done() -> None:
     worker.submit(lambda: done.append((4, worker.is_stale)))
     worker.wait(60)
     assert done[-1] == (4, False)
+
+
+def test_a_job_that_fails_does_not_take_the_waiting_one_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, may_go, started = LatestWins(name="test"), threading.Event(), threading.Event()
+    failed: list[type[BaseException]] = []
+    done: list[int] = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: failed.append(told.exc_type))
+
+    def fail() -> None:
+        started.set()
+        may_go.wait(60)
+        raise OSError("gone")
+
+    worker.submit(fail)
+    assert started.wait(60)
+    running = next(thread for thread in threading.enumerate() if thread.name == "test")
+    worker.submit(lambda: done.append(1))
+    may_go.set()
+    worker.wait(60)
+    running.join(60)
+    assert (done, failed) == ([1], [OSError])
+    worker.submit(lambda: done.append(2))
+    worker.wait(60)
+    assert done == [1, 2]

@@ -377,6 +377,53 @@ def test_the_readout_names_index_world_value_and_label() -> None:
     assert "Jane" not in text
 
 
+@pytest.mark.parametrize(
+    ("affine", "system", "world"),
+    [
+        (np.diag([4, 3, 2, 1]), "scanner", "world (scanner)  z = 4  y = 6  x = 6"),
+        (np.diag([4, 3, 2, 1])[[2, 0, 1, 3]], "", "world  x = 6  z = 4  y = 6"),
+        (np.diag([4, 3, 2, 1])[[2, 1, 0, 3]], "LPS", "world (LPS)  x = 6  y = 6  z = 4"),
+        (
+            [[1, 1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+            "",
+            "world  axis 0 = 3  axis 1 = 1  axis 2 = 3",
+        ),
+        (
+            [[1, 0, 0, 123456.75], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+            "",
+            "world  z = 123457.75  y = 2  x = 3",
+        ),
+    ],
+)
+def test_the_readout_names_world_axes_after_what_runs_along_them(
+    affine: Any, system: str, world: str
+) -> None:
+    attrs: dict[str, Any] = {"spatial_dims": "z y x", "affine": np.ravel(affine).tolist()}
+    attrs |= {"spatial_coords": "voxel index"} | ({"coord_system": system} if system else {})
+    coords = {dim: np.arange(n) for dim, n in (("z", 4), ("y", 5), ("x", 6))}
+    image = xr.DataArray(np.zeros((4, 5, 6)), coords=coords, attrs=attrs)
+    assert describe_voxel(image, (1, 2, 3), value=0.0).splitlines()[1] == world
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.int32(123456789), "123456789"),
+        (np.uint64(2**64 - 1), "18446744073709551615"),
+        (np.bool_(True), "1"),
+        (np.float32(0.1), "0.1"),
+        (np.float64(-1234567.0), "-1.23457e+06"),
+        (np.array([1, 20, 255], np.uint8), "1  20  255"),
+    ],
+)
+def test_the_readout_tells_every_digit_of_whole_numbers(value: Any, text: str) -> None:
+    coords = {"time": [1_600_000_000, 1_600_000_001]}
+    image = xr.DataArray(np.zeros((2, 3)), dims=("time", "x"), coords=coords)
+    lines = describe_voxel(image, (1, 2), value=value).splitlines()
+    assert lines[-1] == f"value  {text}"
+    assert "time = 1600000001" in lines
+
+
 def test_a_state_and_its_slices_agree_with_the_crosshair() -> None:
     array = xr.DataArray(VALUES, dims=DIMS)
     state = replace(state_of(array).picked(3.7, 9.2), has_labels=False)

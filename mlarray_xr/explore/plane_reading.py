@@ -12,6 +12,7 @@ from mlarray_xr.explore.file_plane import axis_grid, equal_runs, read_plane
 from mlarray_xr.opened_file import file_of, whole_file_of
 from mlarray_xr.overview_files import find_levels
 from mlarray_xr.placement import file_positions
+from mlarray_xr.planning.plane_request import level_factors
 from mlarray_xr.planning.plane_samples import AxisGrid, PlaneLimits, plan_plane
 from mlarray_xr.record import stored_axes
 from mlarray_xr.storage.address import is_url
@@ -130,10 +131,11 @@ def _read_view(
     )
     rows, columns = samples.rows.ravel(), samples.columns.ravel()
     if levels:
-        # Where the voxel in the middle of the array lies among those of a coarser level.
+        # Which voxel of a coarser level stands for the one in the middle of the array.
+        factors = level_factors(levels[0].shape, shape) or (1,) * len(shape)
         position = [
-            view.position.get(dim, 0) * n // array.sizes[dim]
-            for dim, n in zip(dims, shape, strict=True)
+            min(view.position.get(dim, 0) // factor, n - 1)
+            for dim, factor, n in zip(dims, factors, shape, strict=True)
         ]
         values = _read_and_let_go(levels[level], axes, position, rows, columns)
     else:

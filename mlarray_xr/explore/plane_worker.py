@@ -82,8 +82,6 @@ class LatestWins:
             try:
                 job()
             except BaseException:
-                # A job that breaks its promise must not stop the following ones.
-                with self._changed:
-                    self._is_running = False
-                    self._changed.notify_all()
+                # A job that breaks its promise must not stop the one that waits.
+                threading.Thread(target=self._run, name=self._name).start()
                 raise

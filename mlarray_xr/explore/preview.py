@@ -128,7 +128,7 @@ def preview(
     MissingDependencyError
         When Pillow is not installed.
     ValueError
-        When the size is another number.
+        When the size is another number, or `dst` does not end in ``.png``.
 
     Examples
     --------
@@ -137,10 +137,14 @@ def preview(
     >>> preview("ramp.mla", "ramp.png", size_px=90)
     (272, 92)
     """
+    name = os.fspath(dst)
+    if not name.lower().endswith(".png"):
+        msg = f"{name!r} does not end in .png, which is what is written"
+        raise ValueError(msg)
     drawing = draw_planes(_opened(source), size_px=size_px)
     picture = _side_by_side(drawing)
     encoded = png_bytes(picture)
-    with published(os.path.abspath(os.fspath(dst)), overwrite=True) as file:
+    with published(os.path.abspath(name), overwrite=True) as file:
         file.write(encoded)
     return picture.shape[1], picture.shape[0]
 

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlarray_xr.errors import GeometryError
 from mlarray_xr.explore.central_planes import known_geometry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import xarray as xr
+
+    from mlarray_xr.geometry import Geometry
 
 __all__ = ["describe_voxel"]
 
@@ -52,19 +55,32 @@ def describe_voxel(
         if dim not in spatial and dim in array.coords and array[dim].dtype.kind in "iuf":
             unit = array[dim].attrs.get("units")
             text = f" {unit}" if isinstance(unit, str) and unit.isprintable() else ""
-            lines.append(f"{dim} = {array[dim].values[at]:.6g}{text}")
+            lines.append(f"{dim} = {_number(array[dim].values[at].item())}{text}")
     if geometry is not None:
         places = geometry.index_to_world([index.get(dim, 0) for dim in spatial]).tolist()
         unit = next((unit for unit in geometry.units if unit), "")
         known = ", ".join(filter(None, (geometry.coord_system, unit)))
-        names = _world_names(len(places), spatial)
-        text = "  ".join(f"{name} = {place:.5g}" for name, place in zip(names, places, strict=True))
+        names = _world_names(geometry)
+        text = "  ".join(f"{name} = {place:.8g}" for name, place in zip(names, places, strict=True))
         lines.append(f"world{f' ({known})' if known else ''}  {text}")
-    numbers = "  ".join(f"{number:.6g}" for number in np.atleast_1d(value).tolist())
+    numbers = "  ".join(map(_number, np.atleast_1d(value).tolist()))
     lines.append(f"value  {numbers}" + ("" if label is None else f"  label  {label}"))
     return "\n".join(lines)
 
 
-def _world_names(n_axes: int, dims: Sequence[str]) -> Sequence[str]:
-    """Return names of the world axes: x, y, z in space, or as many dimensions."""
-    return ("x", "y", "z") if n_axes == 3 else dims
+def _world_names(geometry: Geometry) -> tuple[str, ...]:
+    """Return names of the world axes: of a patient's, of the dimensions along them, or numbers."""
+    try:
+        geometry.in_system("RAS")
+    except GeometryError:
+        along = geometry.world_axes()
+    else:
+        return ("x", "y", "z")
+    if along is None:
+        return tuple(f"axis {n}" for n in range(len(geometry.dims)))
+    return tuple(geometry.dims[along.index(n)] for n in range(len(along)))
+
+
+def _number(number: float) -> str:
+    """Return a number as text: every digit of a whole one, six of others."""
+    return f"{number:d}" if isinstance(number, int) else f"{number:.6g}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlarray_xr.errors import ConversionError
 from mlarray_xr.explore.central_planes import known_geometry, plan_central_planes
 from mlarray_xr.explore.orientation import letters
 
@@ -28,7 +30,7 @@ class PlaneAxes:
     """Two dimensions of an array as rows and columns of a picture."""
 
     name: str
-    """Anatomical, or the two dimensions."""
+    """Anatomical, or the two dimensions where several would be named alike."""
     rows: str
     """Dimension that runs down, or up when flipped."""
     columns: str
@@ -79,15 +81,22 @@ class Scene:
         return max(hidden, key=lambda dim: (dim in shown, hidden.index(dim)), default=None)
 
 
-def scene_of(array: xr.DataArray) -> Scene:
+def scene_of(array: xr.DataArray, *, may_hold_colours: bool = True) -> Scene:
     """Return the planes of an array, those that its preview shows through the middle.
 
-    A last axis of three uint8 that is not spatial is one of colours.
+    Parameters
+    ----------
+    array
+        No voxel of it is read.
+    may_hold_colours
+        Whether a last axis of three uint8 that is not spatial is one of colours; that of labels
+        never is.
 
     Raises
     ------
     ConversionError
-        When there are fewer than two axes, no voxels, or voxels that are no numbers.
+        When there are fewer than two axes, no voxels, voxels that are no numbers, or dimensions
+        whose names are no text.
 
     Examples
     --------
@@ -96,8 +105,14 @@ def scene_of(array: xr.DataArray) -> Scene:
     >>> [plane.name for plane in scene.planes], scene.scroll_dim(scene.planes[0])
     (['y, x', 'z, x', 'z, y'], 'z')
     """
+    unnamed = [dim for dim in array.dims if not isinstance(dim, str)]
+    if unnamed:
+        raise ConversionError(
+            f"dimensions {unnamed} of an array are to be shown: names that are text are needed. "
+            f'To fix: array.rename({{{unnamed[0]!r}: "y"}})'
+        )
     geometry = known_geometry(array)
-    has_colours = _has_colours(array, geometry)
+    has_colours = may_hold_colours and _has_colours(array, geometry)
     grey = array[..., 0] if has_colours else array
     central = plan_central_planes(grey)
     spacing = {
@@ -110,7 +125,7 @@ def scene_of(array: xr.DataArray) -> Scene:
         shape=grey.shape,
         spacing=tuple(spacing.get(str(dim), 1.0) for dim in grey.dims),
         unit=central.unit,
-        planes=tuple(_plane(view, list(spacing), geometry) for view in central.views),
+        planes=_told_apart([_plane(view, list(spacing), geometry) for view in central.views]),
         has_colours=has_colours,
     )
 
@@ -138,4 +153,13 @@ def _plane(view: PlaneView, shown: list[str], geometry: Geometry | None) -> Plan
         is_flipped=view.is_flipped,
         row_letters=sides[view.rows],
         column_letters=sides[view.columns],
+    )
+
+
+def _told_apart(planes: list[PlaneAxes]) -> tuple[PlaneAxes, ...]:
+    """Return planes with those of one name, near 45 degrees, named after their dimensions."""
+    counts = Counter(plane.name for plane in planes)
+    return tuple(
+        replace(plane, name=f"{plane.rows}, {plane.columns}") if counts[plane.name] > 1 else plane
+        for plane in planes
     )

@@ -51,8 +51,8 @@ def view(
     Parameters
     ----------
     array
-        Two dimensions or more of numbers; lazy, remote, Dask or loaded. A last axis of three uint8
-        that is not spatial holds colours.
+        Two dimensions or more of numbers, named by text; lazy, remote, Dask or loaded. A last axis
+        of three uint8 that is not spatial holds colours.
     labels
         Whole numbers shown in colours over it: on its grid, or on another one that is parallel to
         it in the world; then the nearest label is shown.
@@ -90,12 +90,13 @@ def view(
     ('z', (2, 2, 3))
     >>> viewer.close()
     """
-    if not _LEAST_PX <= size_px <= _MOST_PX:
-        raise ValueError(f"size_px={size_px}: {_LEAST_PX} to {_MOST_PX} pixels are needed")
+    if type(size_px) is not int or not _LEAST_PX <= size_px <= _MOST_PX:
+        raise ValueError(
+            f"size_px={size_px!r}: a number of pixels from {_LEAST_PX} to {_MOST_PX} is needed"
+        )
     scene = scene_of(array)
     cache = PlaneCache(limit_bytes=parse_bytes(cache_bytes))
-    shades = window or ((0.0, 1.0) if array.dtype.kind == "b" else contrast_of(array))
-    state = first_state(scene, size_px=size_px, window=shades, plane=plane)
+    state = first_state(scene, size_px=size_px, window=_shades(array, window), plane=plane)
     viewer = Viewer(
         state,
         image=PlaneSource(levels_of(array), scene=scene, cache=cache, name="image"),
@@ -150,10 +151,19 @@ def _opened(
     return open_mla(path, storage_options=storage_options)
 
 
+def _shades(array: xr.DataArray, window: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the values shown as black and as white: those asked for, or what suits the array."""
+    if window is None:
+        return (0.0, 1.0) if array.dtype.kind == "b" else contrast_of(array)
+    low, high = window
+    return float(low), float(high)
+
+
 def _overlay(
     array: xr.DataArray, labels: xr.DataArray, scene: Scene, cache: PlaneCache
 ) -> LabelOverlay:
     """Return what reads the labels that lie on an image."""
+    planes = scene_of(labels, may_hold_colours=False)
     onto = plan_overlay(array, labels, scene)
-    source = PlaneSource(levels_of(labels), scene=scene_of(labels), cache=cache, name="labels")
+    source = PlaneSource(levels_of(labels), scene=planes, cache=cache, name="labels")
     return LabelOverlay(source, onto=onto, shape=labels.shape)

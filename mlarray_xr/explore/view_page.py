@@ -75,14 +75,14 @@ def run_view_page(code: str, *, port: int = 0) -> Iterator[ViewPage]:
     MissingDependencyError
         When Voilà is not installed.
     OSError
-        When the server does not start.
+        When the port is taken, or the server does not start.
     """
     if importlib.util.find_spec("voila") is None:
         raise MissingDependencyError(
             "viewing from the terminal needs Voilà, which is not installed. "
             'To fix: pip install "mlarray-xr[view]", or view in a notebook'
         )
-    port, token = port or _free_port(), secrets.token_urlsafe(24)
+    port, token = _free_port(port), secrets.token_urlsafe(24)
     with tempfile.TemporaryDirectory(prefix="mlarray-xr-view-") as name:
         folder = Path(name)
         _fill(folder, code, port=port, token=token)
@@ -154,15 +154,26 @@ def _environment(folder: Path) -> dict[str, str]:
     return os.environ | {
         "JUPYTER_PATH": os.pathsep.join(filter(None, (str(folder / "share"), found))),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        # Settings on the user's path would outrank ours: address and token among them.
+        "JUPYTER_CONFIG_PATH": str(folder / "config"),
+        "JUPYTER_NO_CONFIG": "",
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "IPYTHONDIR": str(folder / "ipython"),
     }
 
 
-def _free_port() -> int:
-    """Return a port that nobody listens on now."""
+def _free_port(asked: int) -> int:
+    """Return a port that nobody listens on now, any for 0: another's server gets no token."""
     with socket.socket() as probe:
-        probe.bind((_HERE, 0))
+        if os.name == "posix":  # elsewhere the option shares a port that somebody listens on
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HERE, asked))
+        except OSError as error:
+            raise OSError(
+                f"the viewer was to listen on port {asked}, which cannot be had: "
+                f"{error.strerror}. To fix: another port"
+            ) from error
         return int(probe.getsockname()[1])
 
 

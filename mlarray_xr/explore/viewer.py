@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Canvas", "Controls", "Viewer"]
 
 _MOST_STEPS = 1 << 32
+_FAILURE = "this plane cannot be read. To see why: array.isel(...).load() in Python"
 
 
 class Canvas(Protocol):
@@ -207,8 +208,9 @@ class Viewer:
                 self._ahead.submit(partial(self._read_ahead, state))
             if state.has_crosshair and not self._drawing.is_stale:
                 canvas.send({"kind": "readout", "text": self._text(state)})
-        except Exception as error:  # whatever a file, a server or a Dask task raises is shown
-            text = f"{type(error).__name__}: {error}"
+        except Exception as error:  # whatever a file, a server or a Dask task raises is told
+            # Without its message: that has the path of the file, and paths have names of patients.
+            text = f"{type(error).__name__}: {_FAILURE}"
             canvas.send({"kind": "failure", "number": number, "text": text})
 
     def _layers(self, state: ViewerState) -> tuple[list[Layer], int]:

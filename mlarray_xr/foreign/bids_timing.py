@@ -91,7 +91,14 @@ def frame_times(bids: Mapping[str, Any], *, n: int, start: float) -> NDArray[np.
             f"RepetitionTime is {str(repetition)[:32]!r} where a positive number is needed. To "
             "fix: correct it"
         )
-    return start + float(repetition) * np.arange(n, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        times = start + float(repetition) * np.arange(n, dtype=np.float64)
+    if not np.isfinite(times).all() or len(np.unique(times)) < n:
+        raise ConversionError(
+            f"RepetitionTime {repetition!r} gives times that float64 does not tell apart. To fix: "
+            "correct it"
+        )
+    return times
 
 
 def frame_durations(bids: Mapping[str, Any], *, n: int) -> NDArray[np.float64] | None:

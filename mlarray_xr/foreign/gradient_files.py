@@ -38,7 +38,7 @@ def parse_bvals(text: str, *, n: int) -> NDArray[np.float64]:
     >>> parse_bvals("0 1000 1e3", n=3)
     array([   0., 1000., 1000.])
     """
-    rows = _rows(text)
+    rows = _rows(text, most=max(n, 3))
     is_row = len(rows) == 1 or all(row.size == 1 for row in rows)
     values = np.concatenate(rows) if rows else np.zeros(0)
     if not is_row or values.size != n:
@@ -61,7 +61,7 @@ def parse_bvecs(text: str, *, n: int) -> NDArray[np.float64]:
            [0., 0.],
            [0., 0.]])
     """
-    rows = _rows(text)
+    rows = _rows(text, most=max(n, 3))
     lengths = [row.size for row in rows]
     if lengths == [n] * 3:
         return np.stack(rows)
@@ -159,9 +159,9 @@ def turned_bvecs(
     return turned
 
 
-def _rows(text: str) -> list[NDArray[np.float64]]:
-    """Return the numbers of every line that has any."""
-    rows = []
+def _rows(text: str, *, most: int) -> list[NDArray[np.float64]]:
+    """Return the numbers of every line that has any, of which there are not more than `most`."""
+    rows: list[NDArray[np.float64]] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words:
@@ -172,6 +172,11 @@ def _rows(text: str) -> list[NDArray[np.float64]]:
             shown = "a number beyond float64" if wrong is None else repr(wrong[:32])
             raise ConversionError(
                 f"line {number} holds {shown} where finite numbers are needed. To fix: correct it"
+            )
+        if len(rows) == most:
+            raise ConversionError(
+                f"more than {most} lines of numbers, which no series of this image has. To fix: "
+                "correct the file"
             )
         rows.append(row)
     return rows

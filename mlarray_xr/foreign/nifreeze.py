@@ -56,7 +56,7 @@ def is_nifreeze(file: Any) -> bool:
     attrs = file.attrs
     try:
         return attrs.get("Format") in _FORMATS and int(attrs.get("Version", 0)) in _VERSIONS
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return False
 
 

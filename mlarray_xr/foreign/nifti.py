@@ -27,7 +27,7 @@ from mlarray_xr.storage.publication import published
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     import xarray as xr
     from numpy.typing import NDArray
@@ -216,6 +216,7 @@ def write_image(
     header_path, voxel_path, suffix = _paths(path)
     header, order = header_for(array)
     texts = sidecar_texts(array, header, order)
+    _check_strangers(_stem(path), texts, mode=mode)
     is_single = header_path == voxel_path
     leading, offset = header.leading_bytes(single=is_single)
     with ExitStack() as stack:
@@ -236,6 +237,21 @@ def write_image(
         file.write(leading)
         for slab in raw_slabs(array, order, progress=progress):
             file.write(slab)
+
+
+def _check_strangers(stem: str, texts: Collection[str], *, mode: str) -> None:
+    """Refuse, or warn of, gradients beside the image that would be taken for its own."""
+    found = [stem + ending for ending in (".bval", ".bvec") if ending not in texts]
+    found = [path for path in found if os.path.lexists(path)]
+    if not found:
+        return
+    msg = (
+        f"{', '.join(found)}: would be taken for the gradients of this image, which has none. "
+        "To fix: (1) remove them; (2) choose another name"
+    )
+    if mode == "w-":
+        raise FileExistsError(f"{msg}; (3) mode='w' writes the image and leaves them")
+    warnings.warn(msg, MlaWarning, stacklevel=4)
 
 
 @dataclass(frozen=True, slots=True)

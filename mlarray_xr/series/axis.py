@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlarray_xr.format.metadata import Metadata
+
 __all__ = ["ORIG_VOLUME", "picked", "series_dim", "with_orig_volume"]
 
 ORIG_VOLUME = "orig_volume"
@@ -102,6 +104,7 @@ def with_orig_volume(obj: Series, dim: str) -> Series:
     """
     if isinstance(obj, xr.Dataset):
         along = [array for array in obj.data_vars.values() if dim in array.dims]
+        along.sort(key=lambda array: read_metadata(array.attrs) is None)  # those of files first
         numbered = with_orig_volume(along[0] if along else obj[dim], dim)
         return obj.assign_coords(
             {name: c for name, c in numbered.coords.items() if name not in obj.variables}
@@ -117,6 +120,27 @@ def with_orig_volume(obj: Series, dim: str) -> Series:
         )
         raise ValueError(msg)
     return attached
+
+
+def is_numbered(array: xr.DataArray, dim: str) -> bool:
+    """Tell whether something tells which frames of its file an array holds; else they are counted.
+
+    Parameters
+    ----------
+    array
+        A series.
+    dim
+        The dimension that its frames lie along.
+
+    Examples
+    --------
+    >>> is_numbered(xr.DataArray([1, 2], dims="time"), "time")
+    False
+    """
+    if ORIG_VOLUME in attach_coords(array).coords:
+        return True
+    described = read_metadata(array.attrs)
+    return described is not None and _told(array, dim, *described) is not None
 
 
 def picked(obj: Series, dim: str, positions: Sequence[int] | NDArray[np.intp]) -> Series:
@@ -174,27 +198,56 @@ def _numbers(array: xr.DataArray, dim: str) -> NDArray[np.int64]:
     if described is None:
         return np.arange(n)
     metadata, shape = described
-    axes = stored_axes(metadata, len(shape))
-    # Of a dimension that was renamed the file has another name, which the array no longer has.
-    gone = [d for d in axes.dims if d not in array.dims and d not in axes.spatial_dims]
-    stored_dim = dim if dim in axes.dims else gone[0] if len(gone) == 1 else None
-    if stored_dim is None:
+    axis = _stored_axis(array, dim, metadata, shape)
+    if axis is None:
         return np.arange(n)
-    axis = axes.dims.index(stored_dim)
-    stored = Record.of(metadata, shape=shape).coords.get(stored_dim)
-    for positions in (
-        _labelled(array, dim, None if stored is None else stored.values),
-        _selected(array, axis, shape[axis]),
-        # Dask keeps no record of selections.
-        np.arange(n) if n == shape[axis] else None,
-    ):
-        if positions is not None and len(positions) == n:
-            return positions
+    told = _told(array, dim, metadata, shape)
+    if told is not None:
+        return told
+    # Dask keeps no record of selections but that there were some.
+    if n == shape[axis] and not _is_selected_by_dask(array):
+        return np.arange(n)
     msg = (
         f"{n} of the {shape[axis]} frames of the file were selected, and nothing tells which. "
         f"To fix: assign {ORIG_VOLUME!r} along {dim!r} before selecting"
     )
     raise ValueError(msg)
+
+
+def _stored_axis(
+    array: xr.DataArray, dim: str, metadata: Metadata, shape: tuple[int, ...]
+) -> int | None:
+    """Return the axis of the file that frames lie along, None where it cannot be told."""
+    axes = stored_axes(metadata, len(shape))
+    # Of a dimension that was renamed the file has another name, which the array no longer has.
+    gone = [d for d in axes.dims if d not in array.dims and d not in axes.spatial_dims]
+    stored_dim = dim if dim in axes.dims else gone[0] if len(gone) == 1 else None
+    return None if stored_dim is None else axes.dims.index(stored_dim)
+
+
+def _told(
+    array: xr.DataArray, dim: str, metadata: Metadata, shape: tuple[int, ...]
+) -> NDArray[np.int64] | None:
+    """Return the positions of frames in their file as something tells them, None otherwise."""
+    axis = _stored_axis(array, dim, metadata, shape)
+    if axis is None:
+        return None
+    stored_dim = stored_axes(metadata, len(shape)).dims[axis]
+    stored = Record.of(metadata, shape=shape).coords.get(stored_dim)
+    for positions in (
+        _labelled(array, dim, None if stored is None else stored.values),
+        _selected(array, axis, shape[axis]),
+    ):
+        if positions is not None and len(positions) == array.sizes[dim]:
+            return positions
+    return None
+
+
+def _is_selected_by_dask(array: xr.DataArray) -> bool:
+    """Tell whether a Dask array was indexed on its way."""
+    graph = getattr(array.variable._data, "dask", None)  # noqa: SLF001 - `data` would read the file
+    layers = getattr(graph, "layers", {})
+    return any(str(name).startswith("getitem-") for name in layers)
 
 
 def _labelled(
@@ -215,8 +268,12 @@ def _labelled(
 def _selected(array: xr.DataArray, axis: int, length: int) -> NDArray[np.int64] | None:
     """Return the positions that lazy indexing holds, None where it holds none."""
     data: Any = array.variable._data  # noqa: SLF001 - `data` would read the file
-    while not isinstance(data, indexing.LazilyIndexedArray | None):
+    lazy = indexing.LazilyIndexedArray | indexing.LazilyVectorizedIndexedArray
+    while not isinstance(data, lazy | None):
         data = getattr(data, "array", None)
     if data is None or not isinstance(data.array, MlaBackendArray):
         return None
-    return np.atleast_1d(np.arange(length)[data.key.tuple[axis]])
+    found = data.key.tuple[axis]
+    if isinstance(data, indexing.LazilyVectorizedIndexedArray):
+        return np.ravel(found) % max(length, 1)
+    return np.atleast_1d(np.arange(length)[found])

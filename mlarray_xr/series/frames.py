@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,8 +70,9 @@ def frames(
     As many frames are read together as fit the limit, whole chunks of the file (parts of a Dask
     array) where these fit, whole blocks otherwise, so that nothing is decoded twice. All batches
     together, the one in use and the one that the loop has not let go of included, stay within
-    the limit, but for two frames, which there always are. What a caller keeps of the frames
-    counts on top, and so does what tasks of a Dask graph hold while they compute.
+    the limit, but for two frames, which there always are. A frame is a view of its batch: who
+    keeps one keeps that, unless it is ``frame.copy()``. What tasks of a Dask graph hold while they
+    compute counts on top, and so do decoded blocks that are cached.
 
     Parameters
     ----------
@@ -221,7 +223,7 @@ def _read_ahead(
     array: xr.DataArray, dim: str, plan: BatchPlan
 ) -> Generator[xr.DataArray, None, None]:
     """Read batches in order in a thread, so many ahead of the one that is used."""
-    waiting = iter(plan.batches)
+    waiting, process = iter(plan.batches), os.getpid()
     pool = ThreadPoolExecutor(1, thread_name_prefix="mlarray_xr-frames")
 
     def begin() -> None:
@@ -235,6 +237,12 @@ def _read_ahead(
         for _ in range(plan.read_ahead):
             begin()
         while reads:
+            if os.getpid() != process:
+                msg = (
+                    "these frames were begun in another process, whose thread reads them. To fix: "
+                    "call frames() in this one"
+                )
+                raise RuntimeError(msg)
             done = reads.popleft().result()
             begin()
             yield done

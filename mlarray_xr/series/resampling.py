@@ -12,7 +12,7 @@ from mlarray_xr.attributes import METADATA_ATTR
 from mlarray_xr.errors import GeometryError, MissingDependencyError
 from mlarray_xr.placement import geometry_of
 from mlarray_xr.planning.assignment import fit_dtype
-from mlarray_xr.series.axis import ORIG_VOLUME, series_dim, with_orig_volume
+from mlarray_xr.series.axis import ORIG_VOLUME, is_numbered, series_dim, with_orig_volume
 from mlarray_xr.series.originals import FromStored, positions_in, stored_series
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def resampled(
         When SciPy is not installed.
     TypeError, ValueError
         When motion, order or fill value make no sense, or `array` holds values that were resampled
-        and no longer knows the originals.
+        and no longer knows the originals; when a frame that is read holds NaN or infinity, and the
+        order is above 1.
 
     Examples
     --------
@@ -97,10 +98,10 @@ def resampled(
         raise ValueError(msg)
     along = series_dim(array, dim)
     numbered = with_orig_volume(array, along)
-    if numbered.dtype.kind not in "biufc":
+    if numbered.dtype.kind not in "biufc" or numbered.dtype.char in "gG":
         msg = f"values of type {numbered.dtype} cannot be interpolated; numbers are needed"
         raise TypeError(msg)
-    found = stored_series(numbered, along)
+    found = stored_series(numbered, along) if is_numbered(array, along) else None
     if found is not None and not {*found.dims} <= {along, *_frame_geometry(found, along).dims}:
         found = None  # which of its channels these are, nothing tells
     stored = _bare(numbered if found is None else found)
@@ -275,6 +276,12 @@ def resample_frame(
     if is_whole.all() and not (whole - np.diag(np.diag(whole))).any():
         steps = np.diag(whole).astype(np.int64)
         return _moved(values, steps, start.astype(np.int64), shape=shape, fill_value=fill_value)
+    if order > 1 and values.dtype.kind in "fc" and not np.isfinite(values).all():
+        msg = (
+            f"a frame holds NaN or infinity, which a spline of order {order} spreads over all of "
+            "it. To fix: (1) order=1 or order=0; (2) array.fillna(0) before"
+        )
+        raise ValueError(msg)
     # Types that SciPy does not interpolate go through one that holds all their values.
     via = {"?": "u1", "e": "f4"}.get(values.dtype.char, values.dtype.newbyteorder("="))
     moved: NDArray[Any] = _scipy_ndimage().affine_transform(
