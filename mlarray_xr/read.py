@@ -128,7 +128,7 @@ def _level(
         )
         msg = (
             f"{file.path}: level {level} was asked for, there are {there}. To fix: "
-            "mlarray_xr.overviews.build_overviews(path, levels=..., mode='w')"
+            "mlarray_xr.build_overviews(path, levels=..., mode='w')"
         )
         raise FileNotFoundError(msg)
     return level

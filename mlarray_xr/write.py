@@ -303,7 +303,7 @@ def _check_leveled(
         msg = (
             f"{os.fsdecode(path).partition('?')[0]}, mode={mode!r}: overviews are made of whole "
             "local files. To fix: leave levels out; after the write, and before an upload, "
-            "mlarray_xr.overviews.build_overviews(path, mode='w') makes them"
+            "mlarray_xr.build_overviews(path, mode='w') makes them"
         )
         raise ConversionError(msg)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Anchor", "is_available", "png_bytes", "resized", "written_on"]
+__all__ = ["Anchor", "png_bytes", "resized", "written_on"]
 
 Anchor: TypeAlias = Literal["left", "right", "centre"]
 
@@ -54,15 +54,6 @@ def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
     # The smallest of a noisy plane is 5 % smaller and takes four times as long.
     image.save(file, format="PNG", compress_level=_FASTEST_DEFLATE)
     return file.getvalue()
-
-
-def is_available() -> bool:
-    """Tell whether Pillow is installed."""
-    try:
-        _pillow()
-    except MissingDependencyError:
-        return False
-    return True
 
 
 def resized(
