@@ -22,6 +22,9 @@ from benchmarks import (
     training,
     viewing,
     writing,
+    zarr_copying,
+    zarr_reading,
+    zarr_virtual,
 )
 from benchmarks.data import Workplace
 from mlarray_xr.storage.slab_cache import nothing_kept
@@ -50,6 +53,9 @@ BENCHMARKS: dict[str, Callable[[Workplace], Iterable[Table]]] = {
     "overviews": overviews.run,
     "previewing": previewing.run,
     "viewing": viewing.run,
+    "zarr-reading": zarr_reading.run,
+    "zarr-virtual": zarr_virtual.run,
+    "zarr-copying": zarr_copying.run,
 }
 
 

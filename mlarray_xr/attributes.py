@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "LAYOUT_ATTR",
     "METADATA_ATTR",
     "OWN_ATTRS",
     "HiddenText",
@@ -26,11 +27,13 @@ __all__ = [
 ]
 
 METADATA_ATTR = "mla_metadata"
+LAYOUT_ATTR = "mla_layout"
 OWN_ATTRS = frozenset(
     {
         "affine",
         "axes_assumed",
         "coord_system",
+        LAYOUT_ATTR,
         METADATA_ATTR,
         "spacing",
         "spatial_coords",

@@ -16,6 +16,7 @@ from mlarray_xr.cli_info import add_info
 from mlarray_xr.cli_overviews import add_overviews
 from mlarray_xr.cli_plan import add_plan
 from mlarray_xr.cli_preview import add_preview
+from mlarray_xr.cli_serve import add_serve
 from mlarray_xr.cli_text import line_of, show
 from mlarray_xr.cli_verify import add_verify
 from mlarray_xr.cli_view import add_view
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         add_overviews,
         add_preview,
         add_view,
+        add_serve,
         add_demo,
     ):
         add(commands)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlarray_xr.prepared import PreparedWrite
     from mlarray_xr.subject import Subject
 
-__all__ = ["SUFFIX", "file_name", "prepare_file"]
+__all__ = ["SUFFIX", "file_name", "prepare_file", "with_storage"]
 
 SUFFIX = ".mla"
 
@@ -110,7 +110,7 @@ def prepare_file(
         target=target,
         plan=plan,
         parts=parts,
-        metadata=encode_metadata(_with_storage(described, plan)),
+        metadata=encode_metadata(with_storage(described, plan)),
         overwrite=overwrite,
         resume=resume,
         uses_tasks=uses_tasks,
@@ -229,7 +229,7 @@ def _codec(codec: str | Codec | CodecChoice, *, lossy: bool) -> Codec:
     return named
 
 
-def _with_storage(metadata: Metadata, plan: FramePlan) -> Metadata:
+def with_storage(metadata: Metadata, plan: FramePlan) -> Metadata:
     """Return the metadata with the layout that is really written, and no statistics of others."""
     storage = Storage(
         chunk_size=plan.layout.chunks,

@@ -39,15 +39,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     folder(
         "format",
         "limits pickle_machine pickle_numpy plain_pickle pickle_arrays plain_msgpack metadata "
-        "entry generations metadata_codec cursor frame trailer chunk block_layout column "
-        "integrity block_index planning_entry",
+        "entry generations metadata_codec cursor frame trailer chunk chunk_form block_layout "
+        "column integrity block_index planning_entry",
     ),
     folder(
         "planning",
         "byte_amount byte_ranges grid selection point_groups interpolation point_plan shaped "
         "assignment region codec codec_cost cache_probes caches sizes access touching read_cost "
         "explanation nodes layout reference_rules blosc2_choice layout_score layout_search "
-        "layout_plan layout_request codec_choice write_plan "
+        "layout_plan layout_request codec_choice write_plan chunk_fetch "
         "draw sample_space patch_place padding foreground recorded_foreground sampling "
         "random_patches foreground_patches slices patch_weights grid_patches epoch_order "
         "overview_levels overview_parts reduction contrast plane_samples plane_request",
@@ -61,8 +61,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "mapped_blocks mapped chunk_load ranged handles address point_gather slab_cache gather "
         "planning_record encode ordered_tasks trial publication json_record process_identity "
         "staging segments frame_template frame_ends joining assembly frame_lock editable "
-        "frame_edit edit job canvas inspection upload upload_notes portions multipart "
-        "multipart_job",
+        "frame_edit edit job canvas inspection chunk_pick chunk_box upload upload_notes "
+        "portions multipart multipart_job",
     ),
     ("axes", "geometry"),
     ("file_array", "points"),
@@ -112,7 +112,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "nifti_header nifti_metadata nifti_series nifti_sidecars nifti nifreeze "
         "nrrd_fields nrrd_header nrrd_space nrrd_metadata nrrd npy "
         "hdf5_file hdf5 netcdf "
-        "ngff ome zarr_store zarr_labels zarr "
+        "ngff multiscales ome zarr_store zarr_labels zarr_group zarr_folder zarr "
         "tiff_pages tiff_chain tiff_ome tiff_metadata tiff_folder tiff_file tiff codestream "
         "dicom_header dicom_pixels dicom_frames dicom_geometry dicom_series dicom "
         "formats recipe comparison conversion case case_folder collection",
@@ -125,6 +125,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "view_page demo patch_boxes machine_speed patch_timing",
     ),
     ("accessor_series", "accessor_views", "accessor"),
+    folder(
+        "zarr_view",
+        "codec_form chunk_runs chunk_reading array_codec chunk_codec numcodec chunk_table "
+        "stored_chunks hierarchy store parser virtual_store shard chunk_target copied_image "
+        "zarr_export given_store stored_objects encoded_array zarr_import",
+    ),
+    ("zarr",),
+    folder(
+        "serving",
+        "url_path byte_range conditions request answer admission catalogue served_chunks raw_file "
+        "zarr_file index_page app connection server",
+    ),
     (
         "cli_text",
         "cli_arguments",
@@ -137,6 +149,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli_overviews",
         "cli_preview",
         "cli_view",
+        "cli_serve",
         "cli",
     ),
 )
@@ -160,7 +173,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "nibabel": ("foreign.nifti",),
     "h5py": ("foreign.hdf5",),
     "netCDF4": ("foreign.netcdf",),
-    "zarr": ("foreign.zarr", "foreign.ome"),
+    "zarr": ("foreign.zarr", "foreign.ome", "zarr_view.", "serving."),
+    "numcodecs": ("zarr_view.numcodec", "serving.served_chunks"),
+    "virtualizarr": ("zarr_view.parser", "zarr_view.virtual_store"),
+    "google_crc32c": ("zarr_view.shard",),
+    "uvicorn": ("serving.",),
     "tifffile": ("foreign.tiff",),
     "pydicom": ("foreign.dicom",),
     "tqdm": ("progress",),
@@ -174,7 +191,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torchio": ("ml.torchio",),
 }
 # Only here may a function import our own modules: everything else imports them at its top.
-LAZY_DOORS = ("", "accessor", "accessor_series", "accessor_views", "cli")
+LAZY_DOORS = ("", "accessor", "accessor_series", "accessor_views", "cli", "zarr_view.parser")
 # Decisions and codecs see values only.
 PURE = ("format", "planning")
 # The one module of them that looks at the machine.
@@ -227,6 +244,8 @@ NEVER_ON_IMPORT = {
     "obstore",
     "scipy",
     "torch",
+    "uvicorn",
+    "virtualizarr",
     "zarr",
 }
 VAGUE_NAMES = {"api", "base", "common", "core", "helper", "helpers", "lib", "misc", "util", "utils"}

@@ -38,6 +38,7 @@ from mlarray_xr.foreign.ngff import Multiscale
 from mlarray_xr.foreign.zarr import open_image, write_image
 from mlarray_xr.foreign.zarr_store import ZarrArray, ZarrStore
 from mlarray_xr.format.metadata import Spatial, Stats
+from mlarray_xr.record import stored_axes, stored_geometry
 from tests.strategies import NUMBERS, boxes, layouts, shapes, values_of
 
 if TYPE_CHECKING:
@@ -932,3 +933,38 @@ def test_the_store_is_listed_without_its_links(raw: Path, tmp_path: Path) -> Non
     zarr.open_group(tmp_path / "g", mode="w").create_group("a")
     (tmp_path / "g/b").symlink_to(raw)
     assert ZarrStore.at(str(tmp_path / "g")).members("") == ["a"]
+
+
+@given(
+    dims=st.permutations(("x", "y", "z")),
+    world=st.permutations((0, 1, 2)),
+    steps=st.tuples(*[st.sampled_from((0.5, -0.75, 2.0))] * 3),
+    system=st.sampled_from(("RAS", "LPS+")),
+)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_others_find_every_voxel_of_a_patient_where_it_is(
+    dims: list[str], world: list[int], steps: tuple[float, ...], system: str, tmp_path: Path
+) -> None:
+    """Read as OME-NGFF alone, with scales above zero and orientations, without our own metadata."""
+    affine = np.zeros((4, 4))
+    affine[-1, -1] = 1
+    affine[world, range(3)], affine[:3, -1] = steps, (5.0, -7.0, 11.0)
+    spatial = Spatial(
+        affine=tuple(map(tuple, affine.tolist())),
+        axis_labels=tuple(f"spatial_{dim}" for dim in dims),
+        coord_system=system,
+    )
+    volume = Metadata(spatial=spatial, has_array=True)
+    wanted = stored_geometry(volume, stored_axes(volume, 3))
+    shutil.rmtree(tmp_path / "a.zarr", ignore_errors=True)
+    to_mla(np.zeros((2, 3, 4), "u1"), tmp_path / "a.mla", metadata=volume, mode="w")
+    write_image(MlaArray(tmp_path / "a.mla"), str(tmp_path / "a.zarr"), mode="w-")
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r+")
+    del group["image"].attrs["mla_metadata"]
+    (described,) = group.attrs["ome"]["multiscales"]  # type: ignore[index, call-overload, misc]
+    scale, *_ = described["datasets"][0]["coordinateTransformations"]
+    assert min(scale["scale"]) > 0
+    found = opened_ome(tmp_path / "a.zarr").metadata
+    there = stored_geometry(found, stored_axes(found, 3))
+    assert there.dims == wanted.dims
+    np.testing.assert_allclose(there.in_system("RAS").affine, wanted.in_system("RAS").affine)

@@ -1,4 +1,4 @@
-"""OME-NGFF metadata: the JSON of multiscale images, read into values and made from labels.
+"""OME-NGFF metadata: the JSON of multiscale images, read into values.
 
 Versions 0.1 to 0.5 (https://ngff.openmicroscopy.org). Values only; the arrays are elsewhere.
 """
@@ -22,9 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mlarray_xr.format.metadata import Json
-    from mlarray_xr.geometry import Geometry
 
-__all__ = ["Level", "Multiscale", "NgffAxis", "is_label", "level_metadata", "multiscales_of"]
+__all__ = [
+    "OPPOSITE",
+    "TOWARD_RAS",
+    "UNITS",
+    "Level",
+    "Multiscale",
+    "NgffAxis",
+    "is_label",
+    "level_metadata",
+]
 
 _VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 _UNNAMED_AXES = ("0.1", "0.2")
@@ -33,11 +41,8 @@ _FIRST_AXES = "tczyx"
 
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 _DIMS = {("t", "time"): "time", ("c", "channel"): "channel"}
-_KINDS = {"time": "time", "channel": "channel"}
-_RANKS = {"time": 0, "space": 2}
-"""Order of the types of axes; channels and all others come between these."""
 
-_UNITS = {
+UNITS = {
     "angstrom": "angstrom",
     "nanometer": "nm",
     "micrometer": "um",
@@ -50,7 +55,19 @@ _UNITS = {
     "minute": "min",
     "hour": "h",
 }
-_NAMES_OF_UNITS = {unit: name for name, unit in _UNITS.items()}
+"""Symbols of the units that NGFF spells out."""
+
+TOWARD_RAS = ("left-to-right", "posterior-to-anterior", "inferior-to-superior")
+"""Which way positions along the world axes of RAS grow, as RFC 4 says it."""
+OPPOSITE = dict(
+    zip(
+        TOWARD_RAS,
+        ("right-to-left", "anterior-to-posterior", "superior-to-inferior"),
+        strict=True,
+    )
+)
+OPPOSITE |= {other: way for way, other in OPPOSITE.items()}
+"""The same way back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +80,8 @@ class NgffAxis:
     """``"space"``, ``"time"``, ``"channel"``, something else or None."""
     unit: str | None
     """Unit in the words of UDUNITS, such as ``"micrometer"``."""
+    orientation: str | None = None
+    """Which way positions grow in a patient, one of `OPPOSITE`; None where nothing is said."""
 
     @property
     def dim(self) -> str:
@@ -80,7 +99,7 @@ class NgffAxis:
     @property
     def short_unit(self) -> str | None:
         """Unit as a symbol, where there is one."""
-        return None if self.unit is None else _UNITS.get(self.unit, self.unit)
+        return None if self.unit is None else UNITS.get(self.unit, self.unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +170,8 @@ def level_metadata(
     """Return what the metadata says of one level, in the words of the schema.
 
     Scale and translation of spatial axes are the geometry; those of others, where there are any,
-    coordinates.
+    coordinates. Where three spatial axes say which way positions grow in a patient (RFC 4), the
+    world is RAS.
 
     Raises
     ------
@@ -165,6 +185,7 @@ def level_metadata(
     labels, dims = tuple(axis.label for axis in axes), tuple(axis.dim for axis in axes)
     spatial = [i for i, axis in enumerate(axes) if axis.kind == "space"]
     units: list[Json] = [axis.short_unit or "" for axis in axes]
+    ways = _ways([axes[axis].orientation for axis in spatial])
     record = Record(
         dims=None if plan_dims(labels, len(axes)).dims == dims else dims,
         attrs={k: v for k, v in attrs.items() if k not in OWN_ATTRS and is_name(k)},
@@ -175,7 +196,8 @@ def level_metadata(
         source=source,
         extra=record.added_to({}),
         spatial=Spatial(
-            affine=_affine(level, spatial),
+            affine=_affine(level, spatial, ways or range(len(spatial))),
+            coord_system="RAS" if ways else None,
             axis_labels=labels,
             axis_units=units if any(units) else None,
         ),
@@ -183,62 +205,6 @@ def level_metadata(
         has_array=True,
         image_meta_format="ome-zarr",
     )
-
-
-def multiscales_of(
-    *, dims: Sequence[str], geometry: Geometry, coords: Mapping[Any, Any], path: str
-) -> dict[str, Any] | None:
-    """Return the attributes of version 0.5 for an image of one level; None where it has no such.
-
-    NGFF wants time, then channels or another axis, then two or three spatial axes, and knows
-    nothing of oblique images.
-
-    Parameters
-    ----------
-    dims
-        Dimensions of the array.
-    geometry
-        Of its spatial dimensions.
-    coords
-        Coordinates by name, with ``values`` and ``attrs``; that of an evenly spaced time counts.
-    path
-        Of the array inside the group.
-
-    Examples
-    --------
-    >>> from mlarray_xr.geometry import Geometry
-    >>> plane = Geometry(
-    ...     dims=("y", "x"), affine=((2, 0, 5), (0, 3, 0), (0, 0, 1)), units=("mm", "mm")
-    ... )
-    >>> found = multiscales_of(dims=("y", "x"), geometry=plane, coords={}, path="image")
-    >>> found["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-    [{'type': 'scale', 'scale': [2.0, 3.0]}, {'type': 'translation', 'translation': [5.0, 0.0]}]
-    """
-    kinds = ["space" if dim in geometry.dims else _KINDS.get(dim) for dim in dims]
-    ranks = [_RANKS.get(kind or "", 1) for kind in kinds]
-    world = geometry.world_axes()
-    is_regular = ranks == sorted(ranks) and max(ranks.count(0), ranks.count(1)) <= 1
-    if not is_regular or not 2 <= ranks.count(2) <= 3 or (geometry.is_stored and world is None):
-        return None
-    axes, scale, translation = [], [], []
-    for dim, kind in zip(dims, kinds, strict=True):
-        start, step, unit = 0.0, 1.0, None
-        if dim in geometry.dims and geometry.is_stored and world is not None:
-            axis = geometry.dims.index(dim)
-            row = geometry.affine[world[axis]]
-            start, step, unit = row[-1], row[axis], geometry.units[axis]
-        elif dim in coords and kind == "time":
-            start, step, unit = _run(coords[dim])
-        name = _NAMES_OF_UNITS.get(unit or "", unit if unit in _UNITS else None)
-        known = {"name": dim, "type": kind, "unit": name}
-        axes.append({key: value for key, value in known.items() if value is not None})
-        scale.append(float(step))
-        translation.append(start + 0.0)  # no -0.0
-    changes: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-    if any(translation):
-        changes.append({"type": "translation", "translation": translation})
-    level = {"path": path, "coordinateTransformations": changes}
-    return {"ome": {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}}
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -276,10 +242,13 @@ def _axis(axis: Any) -> NgffAxis:
     kind = _TYPES.get(name) if isinstance(axis, str) else kind
     if not isinstance(name, str) or (kind == "space" and name.split() != [name]):
         raise ConversionError(f"the name {name!r} of an axis is no word")
+    toward = entry.get("orientation")
+    way = toward.get("value") if isinstance(toward, dict) else None
     return NgffAxis(
         name=name,
         kind=kind if isinstance(kind, str) else None,
         unit=unit if isinstance(unit, str) else None,
+        orientation=way if isinstance(way, str) and way in OPPOSITE else None,
     )
 
 
@@ -315,15 +284,35 @@ def _numbers(value: Any, ndim: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(value, np.float64)
 
 
-def _affine(level: Level, spatial: Sequence[int]) -> tuple[tuple[float, ...], ...] | None:
+def _ways(orientations: Sequence[str | None]) -> dict[int, int] | None:
+    """Return the world axis of RAS that each spatial axis runs along; None where that is not said.
+
+    Of one that runs the other way the bitwise complement.
+    """
+    found = {}
+    for place, toward in enumerate(orientations):
+        if toward in TOWARD_RAS:
+            found[place] = TOWARD_RAS.index(toward)
+        elif toward is not None:
+            found[place] = ~TOWARD_RAS.index(OPPOSITE[toward])
+    is_complete = {row if row >= 0 else ~row for row in found.values()} == {0, 1, 2}
+    return found if is_complete and len(orientations) == len(TOWARD_RAS) else None
+
+
+def _affine(
+    level: Level, spatial: Sequence[int], rows: Mapping[int, int] | Sequence[int]
+) -> tuple[tuple[float, ...], ...] | None:
     """Return the affine over the spatial axes, None where positions are unknown."""
     if level.scale is None or not spatial:
         return None
-    affine = np.eye(len(spatial) + 1)
-    for row, axis in enumerate(spatial):
-        affine[row, row] = level.scale[axis]
-        affine[row, -1] = level.translation[axis] if level.translation else 0.0
-    return tuple(tuple(row) for row in affine.tolist())
+    affine = np.zeros((len(spatial) + 1, len(spatial) + 1))
+    affine[-1, -1] = 1
+    for column, axis in enumerate(spatial):
+        way = rows[column]
+        row, sign = (way, 1) if way >= 0 else (~way, -1)
+        affine[row, column] = sign * level.scale[axis]
+        affine[row, -1] = sign * (level.translation[axis] if level.translation else 0.0)
+    return tuple(tuple(row) for row in (affine + 0.0).tolist())
 
 
 def _coords(image: Multiscale, level: Level, shape: tuple[int, ...]) -> dict[str, StoredCoordinate]:
@@ -342,14 +331,3 @@ def _coords(image: Multiscale, level: Level, shape: tuple[int, ...]) -> dict[str
             attrs={} if unit is None else {"units": unit},
         )
     return coords
-
-
-def _run(coordinate: Any) -> tuple[float, float, str | None]:
-    """Return start, step and unit of an evenly spaced coordinate; those of an index otherwise."""
-    values = coordinate.values
-    if values.dtype.kind in "iuf" and values.ndim == 1 and values.size > 1:
-        start, step = float(values[0]), float(values[1]) - float(values[0])
-        if step and np.array_equal(values, start + step * np.arange(values.size)):
-            unit = coordinate.attrs.get("units")
-            return start, step, unit if isinstance(unit, str) else None
-    return 0.0, 1.0, None

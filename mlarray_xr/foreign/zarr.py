@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import shutil
-import uuid
-import warnings
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import xarray as xr
 
 from mlarray_xr.attributes import METADATA_ATTR
-from mlarray_xr.coordinates import attach_coords
-from mlarray_xr.dataset import dataset_from
 from mlarray_xr.errors import ConversionError, FormatError, MissingDependencyError
-from mlarray_xr.foreign.labelled import (
-    MAX_COORDINATE_LENGTH,
-    check_values,
-    choose_dataset,
-    dataset_parts,
-)
-from mlarray_xr.foreign.ngff import multiscales_of
+from mlarray_xr.foreign.labelled import check_values, choose_dataset, dataset_parts
 from mlarray_xr.foreign.ome import is_ome
 from mlarray_xr.foreign.ome import open_image as open_ome_image
+from mlarray_xr.foreign.zarr_folder import published_folder
+from mlarray_xr.foreign.zarr_group import ImageForm, add_image, add_multiscales
 from mlarray_xr.foreign.zarr_labels import dimension_names, labelled_image
-from mlarray_xr.foreign.zarr_store import ZarrNode, ZarrStore, explained, is_member_name
+from mlarray_xr.foreign.zarr_store import ZarrNode, ZarrStore, explained
 from mlarray_xr.planning.grid import part_boxes, plan_part
-from mlarray_xr.record import stored_axes, stored_geometry
-from mlarray_xr.storage.publication import check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlarray_xr.array import MlaArray
     from mlarray_xr.foreign.image import ForeignImage
     from mlarray_xr.storage.job import Progress
@@ -42,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["open_image", "write_image"]
 
 _PART_BYTES = 32 << 20
-_ROOT_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
 
 
 def open_image(path: str, *, scratch_dir: str | None, dataset: str | None) -> ForeignImage:
@@ -133,7 +116,8 @@ def write_image(
     >>> import numpy as np, mlarray_xr
     >>> _ = mlarray_xr.to_mla(np.arange(6, dtype="int16").reshape(2, 3), "small.mla")
     >>> write_image(mlarray_xr.MlaArray("small.mla"), "small.zarr", mode="w-")
-    >>> xr.open_dataset("small.zarr", engine="zarr", consolidated=False).image.values
+    >>> import xarray
+    >>> xarray.open_dataset("small.zarr", engine="zarr", consolidated=False).image.values
     array([[0, 1, 2],
            [3, 4, 5]], dtype=int16)
     """
@@ -146,10 +130,10 @@ def write_image(
     if not array.metadata.has_array:
         raise FormatError(f"{array.path}: the file holds metadata only, no array to convert")
     check_values(array.shape, array.dtype)
-    labelled = _labelled(array)
-    with _published(path, overwrite=mode == "w", source=array.path) as folder:
-        _write_labels(array, labelled, folder)
-        _write_values(array, folder, str(labelled.name), progress)
+    with published_folder(path, overwrite=mode == "w", source=array.path) as folder:
+        name = add_image(folder, array, _form(array))
+        add_multiscales(folder, {name: array})
+        _write_values(array, folder, name, progress)
 
 
 def _only_array(store: ZarrStore, group: ZarrNode) -> ZarrNode:
@@ -189,59 +173,19 @@ def _element_type(node: ZarrNode) -> str | None:
         return None
 
 
-def _labelled(array: MlaArray) -> xr.DataArray:
-    """Return a file's labels, all of its coordinates included, on a stand-in for its values."""
-    stand_in = np.broadcast_to(np.zeros((), np.bool_), array.shape)
-    dataset = dataset_from(stand_in, array)
-    labelled = attach_coords(next(iter(dataset.data_vars.values())))
-    names = {labelled.name, *labelled.dims, *labelled.coords}
-    wrong = sorted(str(name) for name in names if not is_member_name(name))
-    if wrong:
-        raise ConversionError(
-            f"{wrong} cannot name arrays in Zarr. To fix: rename the array, its dimensions or its "
-            "coordinates"
-        )
-    return labelled
-
-
-def _write_labels(array: MlaArray, labelled: xr.DataArray, folder: str) -> None:
-    """Make the store: coordinates, attributes, and the array without values."""
+def _form(array: MlaArray) -> ImageForm:
+    """Return the chunks of the file, in a codec that every program has."""
     try:
-        import zarr
         from zarr.codecs import BloscCodec
     except ImportError as error:
         raise MissingDependencyError(
             'Zarr needs zarr-python 3, which is not installed. To fix: pip install "mlarray-xr'
             '[zarr]"'
         ) from error
-    coords = xr.Dataset(coords=labelled.coords)
-    too_long = [name for name in coords.coords if coords[name].size > MAX_COORDINATE_LENGTH]
-    # Texts of fixed size have no specification in Zarr 3.
-    text_type = np.dtypes.StringDType()
-    texts = {name: c.astype(text_type) for name, c in coords.coords.items() if c.dtype.kind == "U"}
-    coords = coords.assign_coords(texts).drop_vars(too_long)
-    with warnings.catch_warnings():
-        # Names with spaces cannot be listed as coordinates; they are in our metadata.
-        warnings.simplefilter("ignore", xr.SerializationWarning)
-        coords.to_zarr(folder, mode="w-", zarr_format=3, consolidated=False)
-    axes = stored_axes(array.metadata, array.ndim)
-    ome = multiscales_of(
-        dims=axes.dims,
-        geometry=stored_geometry(array.metadata, axes),
-        coords=coords.coords,
-        path=str(labelled.name),
-    )
-    group = zarr.open_group(folder, mode="r+", use_consolidated=False)
-    group.update_attributes(ome or {})
-    group.create_array(
-        str(labelled.name),
-        shape=array.shape,
+    return ImageForm(
         chunks=_chunks(array),
-        dtype=array.dtype.newbyteorder("="),
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
         fill_value=0,
-        dimension_names=axes.dims,
-        attributes=dict(labelled.attrs),
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
     )
 
 
@@ -266,68 +210,3 @@ def _write_values(array: MlaArray, folder: str, name: str, progress: Progress | 
         target[tuple(slice(a, b) for a, b in box)] = array.read(box)
         if progress is not None:
             progress(done, len(boxes))
-
-
-@contextlib.contextmanager
-def _published(path: str, *, overwrite: bool, source: str | None) -> Iterator[str]:
-    """Give a folder beside the target; it gets its name when the block ends without error."""
-    target = os.path.abspath(os.path.expanduser(path))
-    if overwrite:
-        target = os.path.realpath(target)  # a link stays a link to what is replaced
-    if overwrite and os.path.lexists(target):
-        _check_replaceable(target, source)
-        parent = os.path.dirname(target)
-    else:
-        target, parent = check_target(target, overwrite=False)
-    temporary = os.path.join(parent, f".{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        for folder, _, files in os.walk(temporary):
-            for name in (*files, ""):
-                _force_to_disk(os.path.join(folder, name))
-        _rename(temporary, target, overwrite=overwrite)
-        _force_to_disk(parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check_replaceable(target: str, source: str | None) -> None:
-    """Refuse to replace, and so delete, what is no Zarr store, or what is being read."""
-    if source is not None and os.path.realpath(source).startswith(target + os.sep):
-        raise ConversionError(f"{target} contains the file that is read. To fix: write elsewhere")
-    is_store = any(os.path.isfile(os.path.join(target, name)) for name in _ROOT_DOCUMENTS)
-    if not is_store and not (os.path.isdir(target) and not os.listdir(target)):
-        raise ConversionError(
-            f"{target}: mode='w' replaces Zarr stores and empty folders, and this is neither. "
-            "To fix: choose another name, or remove it yourself"
-        )
-
-
-def _rename(temporary: str, target: str, *, overwrite: bool) -> None:
-    """Move a finished folder to its name, and one that had the name out of the way."""
-    aside = f"{temporary}.old"
-    is_replaced = overwrite and os.path.lexists(target)
-    if is_replaced:
-        os.rename(target, aside)
-    try:
-        os.rename(temporary, target)
-    except OSError as error:
-        if is_replaced:
-            os.rename(aside, target)
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY):
-            msg = f"{target}: somebody made it meanwhile. To fix: choose another name"
-            raise FileExistsError(msg) from error
-        raise
-    if is_replaced:
-        shutil.rmtree(aside)
-
-
-def _force_to_disk(path: str) -> None:
-    """Wait until a file or folder is on disk."""
-    if os.path.isdir(path) and not hasattr(os, "O_DIRECTORY"):
-        return  # Windows cannot open folders.
-    entry = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)

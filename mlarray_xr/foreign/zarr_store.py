@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ZarrArray", "ZarrNode", "ZarrStore", "chunk_keys", "explained", "is_member_name"]
+__all__ = [
+    "ZarrArray",
+    "ZarrNode",
+    "ZarrStore",
+    "check_size",
+    "chunk_keys",
+    "explained",
+    "is_member_name",
+]
 
 _DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _MAX_DOCUMENT_BYTES = 64 << 20
@@ -184,16 +192,13 @@ class ZarrStore:
         """
         try:
             import zarr
-            from zarr.storage import LocalStore, ZipStore
         except ImportError as error:
             raise MissingDependencyError(
                 'Zarr needs zarr-python 3, which is not installed. To fix: pip install "mlarray-xr'
                 '[zarr]"'
             ) from error
         _check_codecs(node)
-        is_zip = self.archive is not None
-        store = ZipStore(self.path, mode="r") if is_zip else LocalStore(self.path, read_only=True)
-        try:
+        with self._zarr_store() as store:
             array = zarr.open_array(
                 store, path=node.name, mode="r", zarr_format=3 if node.zarr_format == 3 else 2
             )
@@ -203,8 +208,14 @@ class ZarrStore:
                     "rechunk the array"
                 )
             yield array
-        finally:
-            store.close()
+
+    def _zarr_store(self) -> contextlib.AbstractContextManager[Any]:
+        """Give the store of zarr-python, and close it."""
+        from zarr.storage import LocalStore, ZipStore
+
+        if self.archive is not None:
+            return contextlib.closing(ZipStore(self.path, mode="r"))
+        return contextlib.closing(LocalStore(self.path, read_only=True))
 
     def check_stored(self, keys: Iterable[str]) -> None:
         """Refuse chunks that are links, devices, or of a size that no chunk has.
@@ -221,7 +232,7 @@ class ZarrStore:
         with self._zip() as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
         for key in keys:
-            _check_size(key, sizes.get(key, 0), _MAX_CHUNK_BYTES)
+            check_size(key, sizes.get(key, 0), _MAX_CHUNK_BYTES)
 
     def _read(self, keys: list[str]) -> list[bytes | None]:
         """Return the contents of small files, None where there is none."""
@@ -235,7 +246,7 @@ class ZarrStore:
         size = self._size(key)
         if size is None:
             return None
-        _check_size(key, size, _MAX_DOCUMENT_BYTES)
+        check_size(key, size)
         with open(os.path.join(self.path, key), "rb") as file:
             return file.read(_MAX_DOCUMENT_BYTES)
 
@@ -341,14 +352,14 @@ def _read_member(archive: zipfile.ZipFile, key: str) -> bytes | None:
         info = archive.getinfo(key)
     except KeyError:
         return None
-    _check_size(key, info.file_size, _MAX_DOCUMENT_BYTES)
+    check_size(key, info.file_size)
     return archive.read(info)
 
 
-def _check_size(key: str, size: int, limit: int) -> None:
-    """Refuse what is larger than its kind ever is."""
-    if size > limit:
-        raise ConversionError(f"{key!r} has {size} bytes, at most {limit} are believed")
+def check_size(key: str, size: int, limit: int | None = None) -> None:
+    """Refuse what is larger than its kind, by default that of documents, ever is."""
+    if size > (most := limit or _MAX_DOCUMENT_BYTES):
+        raise ConversionError(f"{key!r} has {size} bytes, at most {most} are believed")
 
 
 def _check_codecs(node: ZarrNode) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "check_index_header",
     "damaged_chunk",
     "parse_chunk_header",
+    "repeated_chunk",
     "stands_alone",
 ]
 
@@ -251,6 +252,25 @@ def stands_alone(head: bytes) -> bool:
     """
     is_plugin = head[2] >> 5 == _PLUGIN_FORMAT
     return not is_plugin and not head[31] & _DICTIONARY and set(head[16:22]) <= _SELF_CONTAINED
+
+
+def repeated_chunk(value: bytes, header: FrameHeader) -> bytes:
+    """Return a chunk of a frame of which all elements are the same, as Blosc2 would store it.
+
+    Parameters
+    ----------
+    value
+        The bytes of one element.
+    header
+        The frame's header.
+    """
+    sizes = np.array(
+        [header.chunksize, header.blocksize, CHUNK_HEADER_BYTES + len(value)], "<i4"
+    ).tobytes()
+    element = header.typesize if header.typesize <= 255 else 1
+    first = bytes((*_CHUNK_VERSION, _EXTENDED, element))
+    tail = bytes((*[0] * 15, _SPECIAL_REPEAT << _SPECIAL_SHIFT))
+    return first + sizes + tail + value
 
 
 def damaged_chunk(

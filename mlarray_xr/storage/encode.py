@@ -31,6 +31,7 @@ __all__ = [
     "STORABLE_KINDS",
     "EncodedChunk",
     "FramePlan",
+    "adopt_chunk",
     "encode_index",
     "encode_part",
     "released_gil",
@@ -200,6 +201,28 @@ def encode_part(values: NDArray[Any], box: Box, plan: FramePlan) -> Iterator[Enc
         yield EncodedChunk(entry=entry, data=data)
 
 
+def adopt_chunk(data: bytes, values: NDArray[Any], box: Box, plan: FramePlan) -> EncodedChunk:
+    """Record a chunk that was encoded elsewhere as `encode_part` records those that it encodes.
+
+    Parameters
+    ----------
+    data
+        Its stored bytes, which have been checked.
+    values
+        The elements that they decode to inside the array, of the shape of the box and the plan's
+        dtype.
+    box
+        Where it belongs.
+    plan
+        What it becomes a part of.
+    """
+    entry = np.zeros((), plan.entry_dtype)
+    (entry["number"],) = plan.numbers_in(box)
+    if _is_recorded_nan(values, values, entry):
+        return EncodedChunk(entry=entry, data=b"")
+    return EncodedChunk(entry=entry, data=_recorded(data, entry))
+
+
 def _row_buffer(values: NDArray[Any], plan: FramePlan) -> NDArray[Any] | None:
     """Return room for a chunk of values whose rows are long; others are not read by rows.
 
@@ -219,12 +242,24 @@ def _encode_chunk(
     values: NDArray[Any], tiles: NDArray[Any], params: dict[str, Any], entry: NDArray[Any]
 ) -> bytes:
     """Return the stored bytes of a chunk, and fill its record."""
-    if "least" in (entry.dtype.names or ()):
-        _fill_range(values, tiles, entry)
-        if _is_nan_chunk(values, entry["least"]):
-            entry["special"] = NANS
-            return b""
-    data = _compress(tiles, params)
+    if _is_recorded_nan(values, tiles, entry):
+        return b""
+    return _recorded(_compress(tiles, params), entry)
+
+
+def _is_recorded_nan(values: NDArray[Any], tiles: NDArray[Any], entry: NDArray[Any]) -> bool:
+    """Record the values of a chunk; tell whether it is one of NaN, which is recorded as well."""
+    if "least" not in (entry.dtype.names or ()):
+        return False
+    _fill_range(values, tiles, entry)
+    if not _is_nan_chunk(values, entry["least"]):
+        return False
+    entry["special"] = NANS
+    return True
+
+
+def _recorded(data: bytes, entry: NDArray[Any]) -> bytes:
+    """Record how a chunk is encoded, and return what is stored of it: nothing of one of zeros."""
     special = (data[31] >> 4) & 7
     if special == ZEROS:
         entry["special"] = ZEROS
@@ -236,11 +271,13 @@ def _encode_chunk(
 
 
 def _fill_blocks(data: bytes, entry: NDArray[Any]) -> None:
-    """Record where blocks stand in a chunk, and the checksum of each; nothing of raw ones."""
-    if data[2] & RAW_FLAG:
+    """Record where blocks stand in a chunk, and the checksum of each; nothing where none do."""
+    if data[2] & RAW_FLAG or (data[31] >> 4) & 7:
         return
     starts = np.frombuffer(data, "<i4", entry["starts"].size, CHUNK_HEADER_BYTES)
-    stops = np.append(starts[1:], len(data))  # one thread puts them one after another
+    stops = np.append(starts[1:], len(data))
+    if (starts > stops).any():
+        return  # several threads encoded it; one puts blocks one after another
     entry["head"] = np.frombuffer(data, np.uint8, CHUNK_HEADER_BYTES)
     entry["starts"] = starts
     entry["checks"] = [

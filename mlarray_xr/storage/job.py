@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import time
@@ -22,7 +23,7 @@ from mlarray_xr.storage.publication import published
 from mlarray_xr.storage.segments import find_segments, write_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -196,6 +197,37 @@ class WriteJob:
                     writer.append(chunks)
                     n_done += len(chunks)
                     self._tell(progress, n_done)
+            begin = time.perf_counter()
+            writer.finish()
+        self.staging.remove()
+        return Finished(
+            file_bytes=os.path.getsize(self.staging.target),
+            seconds=time.perf_counter() - begin,
+            workers=1,
+        )
+
+    def write_encoded(
+        self, tasks: Iterable[Callable[[], list[EncodedChunk]]], progress: Progress | None
+    ) -> Finished:
+        """Write chunks that need not be encoded straight into the new file.
+
+        Parameters
+        ----------
+        tasks
+            Give some chunks each, in the order of the parts and of the chunks in each part; called
+            by the threads of this process.
+        progress
+            Called with the number of chunks that are done, and of all.
+        """
+        n_done = 0
+        self._tell(progress, n_done)
+        with self._publishing() as writer, contextlib.closing(run_ordered(tasks)) as results:
+            chunks = itertools.chain.from_iterable(results)
+            for box in self.parts.boxes():
+                count = len(self.plan.numbers_in(box))
+                writer.append(itertools.islice(chunks, count))
+                n_done += count
+                self._tell(progress, n_done)
             begin = time.perf_counter()
             writer.finish()
         self.staging.remove()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlarray_xr.format.frame import FrameHeader
     from mlarray_xr.format.metadata import Metadata
 
-__all__ = ["checked_planning", "file_layout", "planning_facts"]
+__all__ = ["checked_planning", "file_layout", "planning_facts", "recorded_windows"]
 
 _LONGEST_RULE = 40
 _MOST_WINDOWS = 100
@@ -58,6 +58,13 @@ def checked_planning(facts: dict[str, Any] | None, *, ndim: int) -> dict[str, An
     if facts.get("remote") is True:
         found["remote"] = True
     return found
+
+
+def recorded_windows(planning: dict[str, Any]) -> tuple[Window, ...]:
+    """Return the windows that a checked record has."""
+    return tuple(
+        Window(shape=tuple(shape), weight=weight) for shape, weight in planning.get("access", ())
+    )
 
 
 def file_layout(header: FrameHeader, metadata: Metadata, planning: dict[str, Any]) -> Layout:

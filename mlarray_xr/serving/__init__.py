@@ -1,0 +1,1 @@
+"""Files shown to browsers' viewers and other programs over HTTP."""

@@ -1,0 +1,1 @@
+"""The bytes of a file as a Zarr array, without a copy."""
