@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 import blosc2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlarray_xr.array import MlaArray
 from mlarray_xr.errors import ChunkError, FormatError
 from mlarray_xr.format.chunk import (
     _MAX_INDEX_BYTES,
+    CHUNK_HEADER_BYTES,
+    are_chunk_heads,
     check_chunks,
     check_index,
     check_index_header,
+    is_chunk_head,
     parse_chunk_header,
 )
 from mlarray_xr.format.frame import FrameHeader, parse_header
@@ -184,6 +189,26 @@ def test_chunks_that_must_be_decoded_whole_are_told(cparams: dict[str, Any], who
     values = np.tile(np.arange(1000, dtype="<i4"), 40)
     found = stored(make_frame(values, chunks=(20_000,), blocks=(2_000,), **cparams)).check()
     assert found.tolist() == [whole] * 2
+
+
+@given(data=st.data())
+def test_one_chunk_header_is_judged_as_many_are(data: st.DataObject) -> None:
+    """Any bytes, most of them near a good header: both judges say the same."""
+    kinds = (RAMP, np.full_like(RAMP, 7), np.random.default_rng(3).bytes(1920))
+    values = data.draw(st.sampled_from(kinds))
+    array = np.frombuffer(values, "<i4").reshape(20, 24) if isinstance(values, bytes) else values
+    found = stored(make_frame(array, chunks=(10, 12), blocks=(5, 6)))
+    head = bytearray(found.sections.payload[:CHUNK_HEADER_BYTES])
+    for at, byte in data.draw(
+        st.dictionaries(st.integers(0, 31), st.integers(0, 255), max_size=3)
+    ).items():
+        head[at] = byte
+    room = data.draw(st.sampled_from((0, 31, 32, 36, 500, 1 << 20)))
+    header = data.draw(st.sampled_from((found.header, replace(found.header, typesize=300))))
+    many = are_chunk_heads(
+        np.frombuffer(head, np.uint8)[None], room=np.array([room]), header=header
+    )
+    assert is_chunk_head(bytes(head), room=room, header=header) == many[0]
 
 
 def test_special_entries_of_the_table() -> None:

@@ -959,9 +959,9 @@ def test_others_find_every_voxel_of_a_patient_where_it_is(
     shutil.rmtree(tmp_path / "a.zarr", ignore_errors=True)
     to_mla(np.zeros((2, 3, 4), "u1"), tmp_path / "a.mla", metadata=volume, mode="w")
     write_image(MlaArray(tmp_path / "a.mla"), str(tmp_path / "a.zarr"), mode="w-")
-    group = zarr.open_group(tmp_path / "a.zarr", mode="r+")
+    group: Any = zarr.open_group(tmp_path / "a.zarr", mode="r+")
     del group["image"].attrs["mla_metadata"]
-    (described,) = group.attrs["ome"]["multiscales"]  # type: ignore[index, call-overload, misc]
+    (described,) = group.attrs["ome"]["multiscales"]
     scale, *_ = described["datasets"][0]["coordinateTransformations"]
     assert min(scale["scale"]) > 0
     found = opened_ome(tmp_path / "a.zarr").metadata

@@ -16,8 +16,8 @@ import numpy as np
 from mlarray_xr.format.chunk import (
     CHUNK_HEADER_BYTES,
     RAW_FLAG,
-    are_chunk_heads,
     damaged_chunk,
+    is_chunk_head,
 )
 
 if TYPE_CHECKING:
@@ -114,12 +114,9 @@ def parse_block_layout(
     """
     first = CHUNK_HEADER_BYTES + 4 * (header.chunksize // header.blocksize)
     nbytes, _, cbytes = struct.unpack_from("<iii", head.ljust(16, b"\0"), 4)
-    damage = damaged_chunk(number, nbytes, cbytes, header=header, name=name)
-    if len(head) < CHUNK_HEADER_BYTES:
-        raise damage
-    fields = np.frombuffer(head, np.uint8, CHUNK_HEADER_BYTES)
-    if not are_chunk_heads(fields[None], room=np.array([room]), header=header)[0]:
-        raise damage
+    is_complete = len(head) >= CHUNK_HEADER_BYTES
+    if not is_complete or not is_chunk_head(head, room=room, header=header):
+        raise damaged_chunk(number, nbytes, cbytes, header=header, name=name)
     filters = head[16:22]
     plain_head, starts = bytearray(head[:CHUNK_HEADER_BYTES]), np.zeros(0, np.int32)
     is_plugin = head[2] >> 5 == _PLUGIN_FORMAT and head[22] >= 33
@@ -131,12 +128,12 @@ def parse_block_layout(
         n_blocks = header.chunksize // header.blocksize
         starts = (CHUNK_HEADER_BYTES + header.blocksize * np.arange(n_blocks)).astype(np.int32)
     elif not first <= min(cbytes, len(head)):
-        raise damage
+        raise damaged_chunk(number, nbytes, cbytes, header=header, name=name)
     else:
-        starts = np.frombuffer(head, "<i4", -1, CHUNK_HEADER_BYTES)[: (first - 32) // 4]
+        starts = np.frombuffer(head, "<i4", (first - CHUNK_HEADER_BYTES) // 4, CHUNK_HEADER_BYTES)
         starts = starts.astype(np.int32)
         if starts.min(initial=cbytes) < first or starts.max(initial=0) >= cbytes:
-            raise damage
+            raise damaged_chunk(number, nbytes, cbytes, header=header, name=name)
         is_wide = _BYTEDELTA in filters and header.typesize > 0xFF  # more than a parameter can say
         if set(filters) & set(_WHOLE_FILTERS) or is_plugin or is_wide or head[31] & _DICTIONARY:
             kind, starts = "whole", np.zeros(0, np.int32)

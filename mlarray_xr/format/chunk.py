@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_index",
     "check_index_header",
     "damaged_chunk",
+    "is_chunk_head",
     "parse_chunk_header",
     "repeated_chunk",
     "stands_alone",
@@ -44,6 +46,7 @@ _PLUGIN_FORMAT = 6
 # a package of the codec's name, from the current directory if one lies there.
 _PLUGINS = (32, 33, 34, 35)
 _FILTERS = (0, 1, 2, 3, 4, 32, 33, 35, 36)
+_KNOWN_FILTERS = frozenset(_FILTERS)
 _DELTA = 3
 # None, shuffle, bitshuffle, truncated precision.
 _SELF_CONTAINED = {0, 1, 2, 4}
@@ -242,6 +245,41 @@ def are_chunk_heads(
         & (blocksize == header.blocksize)
         & ((special == 0) | repeat)
         & length_ok
+    )
+
+
+def is_chunk_head(head: bytes, *, room: int, header: FrameHeader) -> bool:
+    """Tell of one chunk header what `are_chunk_heads` tells of many: a tenth of its 40 us.
+
+    Parameters
+    ----------
+    head
+        The first 32 bytes of the chunk, or more.
+    room
+        The most bytes that it can have.
+    header
+        The frame's header.
+    """
+    nbytes, blocksize, cbytes = struct.unpack_from("<iii", head, 4)
+    flags, special = head[2], (head[31] >> _SPECIAL_SHIFT) & 7
+    codec_format, repeats = flags >> 5, special == _SPECIAL_REPEAT
+    element = header.typesize if header.typesize <= 255 else 1
+    if repeats:
+        has_length = cbytes == CHUNK_HEADER_BYTES + header.typesize
+    else:
+        has_length = not flags & RAW_FLAG or cbytes == CHUNK_HEADER_BYTES + nbytes
+    is_plugin = codec_format == _PLUGIN_FORMAT and head[22] in _PLUGINS
+    return (
+        tuple(head[:2]) == _CHUNK_VERSION
+        and flags & _EXTENDED == _EXTENDED
+        and (codec_format in _CODEC_FORMATS or is_plugin)
+        and _KNOWN_FILTERS.issuperset(head[16:22])
+        and not head[30]
+        and not head[31] & _FOREIGN_FLAGS
+        and (head[3], nbytes, blocksize) == (element, header.chunksize, header.blocksize)
+        and (repeats or not special)
+        and CHUNK_HEADER_BYTES <= cbytes <= room
+        and has_length
     )
 
 

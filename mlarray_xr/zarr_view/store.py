@@ -171,10 +171,27 @@ class MlaStore(Store):
             return _buffer(found, prototype)
         chunks, start, stop = found
         if chunks.is_remote:
-            data = await asyncio.wrap_future(chunks.request(start, stop))
-        else:
-            data = await asyncio.to_thread(chunks.read, start, stop)
-        return _buffer(data, prototype)
+            fetched = await asyncio.wrap_future(chunks.request(start, stop))
+            return _buffer(fetched, prototype)
+        # Most is in the page cache. Handing over to a thread takes as long as reading it there.
+        cached = chunks.read_cached(start, stop)
+        if cached is not None:
+            return _buffer(cached, prototype)
+        return _buffer(await asyncio.to_thread(chunks.read, start, stop), prototype)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return what `get` returns, in the calling thread."""
+        found = self._found(key, byte_range)
+        if not isinstance(found, tuple):
+            return _buffer(found, prototype)
+        chunks, start, stop = found
+        return _buffer(chunks.read(start, stop), prototype)
 
     async def get_partial_values(
         self,
@@ -212,6 +229,16 @@ class MlaStore(Store):
         del key
         self._check_writable()
 
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Refuse, as `set` does: zarr-python asks whether there are all three of these methods."""
+        del key, value
+        self._check_writable()
+
+    def delete_sync(self, key: str) -> None:
+        """Refuse, as `delete` does."""
+        del key
+        self._check_writable()
+
     async def list(self) -> AsyncIterator[str]:
         """Yield all keys: of a file of many chunks these are many."""
         async for key in self.list_prefix(""):
@@ -235,6 +262,11 @@ class MlaStore(Store):
             names[_CHUNKS] = None
         for name in names:
             yield name
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        """Whether zarr-python may read in its own threads; it should not wait for servers there."""
+        return not any(chunks.is_remote for chunks in self._chunks.values())
 
     def _identity(self) -> tuple[object, ...]:
         """Return what tells stores apart."""
@@ -289,7 +321,7 @@ def _clipped(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
     raise TypeError(f"{byte_range!r} is no range of bytes")
 
 
-def _buffer(data: bytes | None, prototype: BufferPrototype | None) -> Buffer | None:
+def _buffer(data: bytes | bytearray | None, prototype: BufferPrototype | None) -> Buffer | None:
     """Return bytes as zarr-python hands them on."""
     if data is None:
         return None

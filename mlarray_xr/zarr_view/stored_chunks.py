@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from mlarray_xr.format.chunk import repeated_chunk
 from mlarray_xr.storage.frame_file import read_payload
 from mlarray_xr.storage.remote_file import remote_file
 from mlarray_xr.storage.remote_source import RemoteSource
+from mlarray_xr.storage.source import LocalSource
 from mlarray_xr.zarr_view.chunk_table import ChunkTable
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from mlarray_xr.array import MlaArray
 
 __all__ = ["StoredChunks"]
+
+
+# Copying more than this takes as long as handing it to a thread, many times over.
+_AT_ONCE_BYTES = 4 << 20
 
 
 class StoredChunks:
@@ -109,6 +115,28 @@ class StoredChunks:
         return read_payload(
             self.source, self._header, start=start - first, stop=stop - first
         ).tobytes()
+
+    def read_cached(self, start: int, stop: int) -> bytearray | None:
+        """Read bytes of a local file that the system has in memory, without waiting for a disk.
+
+        None where it has not all of them there, where they are many, or where it does not tell.
+
+        Raises
+        ------
+        SourceChanged
+            When the file changed since it was opened.
+        """
+        if stop - start > _AT_ONCE_BYTES or not isinstance(self.source, LocalSource):
+            return None
+        if not hasattr(os, "RWF_NOWAIT"):
+            return None
+        data = bytearray(stop - start)
+        with self.source.open() as file:
+            try:
+                count = os.preadv(file.fileno(), [data], start, os.RWF_NOWAIT)
+            except OSError:  # nothing is there, or the file system cannot tell
+                return None
+        return data if count == len(data) else None
 
     def request(self, start: int, stop: int) -> Future[bytes]:
         """Begin to fetch bytes of a remote file."""
