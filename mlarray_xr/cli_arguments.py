@@ -18,6 +18,7 @@ __all__ = [
     "count",
     "memory",
     "names",
+    "port",
     "scheduler",
     "seconds",
     "shape",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _WHOLE_AXIS = "-1"
+_MOST_PORT = 65535
 _ADDRESSES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 
 
@@ -51,6 +53,13 @@ def size(text: str) -> int:
     if not isinstance(extent, int):
         raise argparse.ArgumentTypeError(f"{text!r} is not one number above 0")
     return extent
+
+
+def port(text: str) -> int:
+    """Read a port; 0 stands for a free one."""
+    if not text.isdecimal() or int(text) > _MOST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to {_MOST_PORT}")
+    return int(text)
 
 
 def shape(text: str) -> tuple[int, int, int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-import threading
 from typing import TYPE_CHECKING
 
+from mlarray_xr.cli_arguments import port
+from mlarray_xr.cli_signals import ends_cleanly
 from mlarray_xr.cli_text import Outcome, show, to_json
 from mlarray_xr.serving.admission import is_loopback, parse_origin
 from mlarray_xr.serving.index_page import index_facts
@@ -16,14 +15,12 @@ from mlarray_xr.serving.served_chunks import ENCODINGS
 from mlarray_xr.serving.server import run_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlarray_xr.cli_arguments import Commands
     from mlarray_xr.serving.server import RunningServer
 
 __all__ = ["add_serve"]
 
-_USUAL_PORT, _MOST_PORT = 8765, 65535
+_USUAL_PORT = 8765
 _LOOPBACK = "127.0.0.1"
 _MOST_SHOWN = 20
 _LOOK_S = 1.0
@@ -41,7 +38,7 @@ def add_serve(commands: Commands) -> None:
     command.add_argument("paths", nargs="+", metavar="PATH", help=".mla files, or folders of them")
     command.add_argument(
         "--port",
-        type=_port,
+        type=port,
         default=_USUAL_PORT,
         metavar="N",
         help=f"default: {_USUAL_PORT}; 0 takes a free one",
@@ -72,13 +69,6 @@ def add_serve(commands: Commands) -> None:
     command.set_defaults(run=_run)
 
 
-def _port(text: str) -> int:
-    """Read a port, or 0."""
-    if not text.isdecimal() or int(text) > _MOST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to {_MOST_PORT}")
-    return int(text)
-
-
 def _origin(text: str) -> str:
     """Read an origin."""
     try:
@@ -91,7 +81,7 @@ def _run(options: argparse.Namespace) -> Outcome:
     """Serve files until somebody ends it."""
     failures: tuple[str, ...] = ()
     with (
-        _ends_cleanly(),
+        ends_cleanly(),
         run_server(
             options.paths,
             port=options.port,
@@ -125,21 +115,3 @@ def _json(server: RunningServer) -> str:
     """Return the address and all files."""
     files = index_facts(server.catalogue.listed())
     return to_json({"address": server.address, "files": files})
-
-
-@contextlib.contextmanager
-def _ends_cleanly() -> Iterator[None]:
-    """Take Ctrl-C and the usual signals as the wish to end."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {name: signal.signal(name, stop) for name in names} if is_main else {}
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

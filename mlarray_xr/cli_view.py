@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
-import signal
 import sys
-import threading
 import webbrowser
 from typing import TYPE_CHECKING, Any
 
-from mlarray_xr.cli_arguments import add_storage_options, count
+from mlarray_xr.cli_arguments import add_storage_options, port
+from mlarray_xr.cli_signals import ends_cleanly
 from mlarray_xr.cli_text import Outcome, show
 from mlarray_xr.explore.view import view_file
 from mlarray_xr.explore.view_page import run_view_page
 from mlarray_xr.storage.address import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import argparse
 
     from mlarray_xr.cli_arguments import Commands
 
 __all__ = ["add_view"]
-
-_MOST_PORT = 65535
 
 
 def add_view(commands: Commands) -> None:
@@ -38,17 +33,9 @@ def add_view(commands: Commands) -> None:
     command.add_argument("file", metavar="FILE", help="a path or a URL of an .mla file, or NIfTI")
     command.add_argument("--labels", metavar="FILE", help="labels shown over it")
     command.add_argument("--no-browser", action="store_true", help="print the address only")
-    command.add_argument("--port", type=_port, default=0, metavar="N", help="default: a free one")
+    command.add_argument("--port", type=port, default=0, metavar="N", help="default: a free one")
     add_storage_options(command)
     command.set_defaults(run=_run)
-
-
-def _port(text: str) -> int:
-    """Read a port."""
-    port = count(text)
-    if port > _MOST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to {_MOST_PORT}")
-    return port
 
 
 def _run(options: argparse.Namespace) -> Outcome:
@@ -63,7 +50,7 @@ def _run(options: argparse.Namespace) -> Outcome:
     arguments = ", ".join(f"{name}={value!r}" for name, value in asked.items())
     code = f"from mlarray_xr.explore.view import view_file\nview_file({arguments})"
     failures: tuple[str, ...] = ()
-    with _ends_cleanly(), run_view_page(code, port=options.port) as page:
+    with ends_cleanly(), run_view_page(code, port=options.port) as page:
         show(f"{page.url}\nCtrl-C ends it", sys.stdout)
         sys.stdout.flush()
         if not options.no_browser:
@@ -76,21 +63,3 @@ def _run(options: argparse.Namespace) -> Outcome:
 def _complete(name: str) -> str:
     """Return a path that holds in another folder; URLs are complete."""
     return name if is_url(name) else os.path.abspath(name)
-
-
-@contextlib.contextmanager
-def _ends_cleanly() -> Iterator[None]:
-    """Take Ctrl-C and the usual signals as the wish to end: what was begun is taken back."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {name: signal.signal(name, stop) for name in names} if is_main else {}
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -177,7 +177,10 @@ def visit(*, width: int = 1200, height: int = 1000) -> Iterator[Visit]:
     if path is None:
         raise FileNotFoundError(f"none of {', '.join(_BROWSERS)} is installed")
     rules = "MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-    arguments = ["--no-sandbox", "--disable-dev-shm-usage", f"--host-resolver-rules={rules}"]
+    # Without a graphics card: newer ones draw WebGL in software only when they are told to.
+    software = "--enable-unsafe-swiftshader"
+    arguments = ["--no-sandbox", "--disable-dev-shm-usage", software]
+    arguments.append(f"--host-resolver-rules={rules}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
         try:

@@ -140,6 +140,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "cli_text",
         "cli_arguments",
+        "cli_signals",
         "cli_info",
         "cli_convert",
         "cli_verify",

@@ -162,7 +162,11 @@ def test_what_cannot_be_shown_is_told_before_anything_is_started(
         options.run(options)
 
 
-@pytest.mark.parametrize("port", ["0", "70000", "x"])
+@pytest.mark.parametrize("port", ["-1", "70000", "x", "8.5", ""])
 def test_ports_that_are_none_are_refused(port: str) -> None:
     with pytest.raises(SystemExit):
         options_of("a.mla", "--port", port)
+
+
+def test_port_0_is_a_free_one_as_without_it() -> None:
+    assert options_of("a.mla", "--port", "0").port == options_of("a.mla").port == 0
