@@ -142,3 +142,21 @@ def test_ngff_zarr_reads_the_served_levels(path: Path) -> None:
         "y": "posterior-to-anterior",
         "z": "inferior-to-superior",
     }
+
+
+def test_what_napari_reads_images_with_reads_it(path: Path) -> None:
+    """ome-zarr-py, which napari-ome-zarr is made of: a copy with our codec, and what is served."""
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    folder = path.parent / "copy.zarr"
+    to_zarr(path, folder)
+    with served([path]) as address:
+        for url in (str(folder), f"{address}zarr/{path.name}"):
+            location = parse_url(url)
+            assert location is not None
+            (image,) = Reader(location)()
+            assert len(image.data) == 3
+            for level, values in enumerate(image.data):
+                expected = mlarray_xr.open_mla(path, level=level).values
+                np.testing.assert_array_equal(np.asarray(values), expected)
