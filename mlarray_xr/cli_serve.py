@@ -15,6 +15,8 @@ from mlarray_xr.serving.served_chunks import ENCODINGS
 from mlarray_xr.serving.server import run_server
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlarray_xr.cli_arguments import Commands
     from mlarray_xr.serving.server import RunningServer
 
@@ -94,6 +96,8 @@ def _run(options: argparse.Namespace) -> Outcome:
         if not is_loopback(options.host):
             warning = f"everybody who can reach {options.host} can read these files: no password"
             show(f"mla: warning: {warning}", sys.stderr)
+        if unnamed := server.catalogue.unnamed:
+            show(_unnamed_text(unnamed), sys.stderr)
         show(_json(server) if options.json else _text(server), sys.stdout)
         sys.stdout.flush()
         while server.thread.is_alive():
@@ -109,6 +113,16 @@ def _text(server: RunningServer) -> str:
     if len(files) > _MOST_SHOWN:
         lines.append(f"  and {len(files) - _MOST_SHOWN} more")
     return "\n".join([*lines, "Ctrl-C ends it"])
+
+
+def _unnamed_text(paths: Sequence[str]) -> str:
+    """Return a warning of files that are not shown."""
+    more = f" and {len(paths) - _MOST_SHOWN} more" if len(paths) > _MOST_SHOWN else ""
+    shown = ", ".join(map(ascii, paths[:_MOST_SHOWN]))
+    return (
+        f"mla: warning: {len(paths)} files are not shown: {shown}{more}: such names cannot be "
+        "served. To fix: rename them"
+    )
 
 
 def _json(server: RunningServer) -> str:

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from mlarray_xr.errors import MissingDependencyError
+
+try:
+    import zarr.abc.codec  # noqa: F401 - what follows needs it, and says it less well
+except ImportError as error:
+    raise MissingDependencyError(
+        'mlarray_xr.zarr needs zarr-python 3, which is not installed. To fix: pip install "mlarray-'
+        'xr[zarr]"'
+    ) from error
+
 from mlarray_xr.zarr_view.array_codec import B2ndCodec
 from mlarray_xr.zarr_view.chunk_codec import B2ndChunkCodec
 from mlarray_xr.zarr_view.numcodec import B2ndNumcodec

@@ -134,8 +134,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("zarr",),
     folder(
         "serving",
-        "url_path byte_range conditions request answer admission catalogue served_chunks raw_file "
-        "zarr_file index_page app connection server",
+        "url_path byte_range conditions request answer admission catalogue stored_box "
+        "served_chunks raw_file zarr_file index_page app connection server",
     ),
     (
         "cli_text",
@@ -174,7 +174,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "nibabel": ("foreign.nifti",),
     "h5py": ("foreign.hdf5",),
     "netCDF4": ("foreign.netcdf",),
-    "zarr": ("foreign.zarr", "foreign.ome", "zarr_view.", "serving."),
+    "zarr": ("foreign.zarr", "foreign.ome", "zarr", "serving."),
     "numcodecs": ("zarr_view.numcodec", "serving.served_chunks"),
     "virtualizarr": ("zarr_view.parser", "zarr_view.virtual_store"),
     "google_crc32c": ("zarr_view.shard",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,7 +130,11 @@ def greys(values: NDArray[np.int16], shape: tuple[int, ...], *, zoom: float) -> 
 def test_a_slice_is_drawn_from_the_voxels_of_the_file(
     viewer: Neuroglancer, answers: Answers, head: Head
 ) -> None:
-    viewer.show(slice_state(answers.url, zoom=0.25))
+    state = slice_state(answers.url, zoom=0.25)
+    with urllib.request.urlopen(answers.url.removesuffix("zarr/head.mla")) as page_of_files:
+        (layer,) = state["layers"]
+        assert f"<code>{layer['source']}</code>" in page_of_files.read().decode()
+    viewer.show(state)
     drawn = viewer.plane()
     assert len(np.unique(drawn)) > 100
     np.testing.assert_allclose(drawn, greys(head.fine[SLICE], drawn.shape, zoom=0.25), atol=1)

@@ -473,3 +473,22 @@ def test_what_is_no_chunk_is_not_encoded() -> None:
         encode_bytes(np.zeros(31, "u1"), form, DEFAULT_CODEC)
     with pytest.raises(LayoutError, match="cannot lose"):
         encode_bytes(np.zeros(32, "u1"), form, Codec.parse("zstd-1-shuffle-trunc8"))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "itemsize", "blocks"),
+    [
+        ((), 4, ()),
+        ((5,), 8, (5,)),
+        ((64, 64, 64), 2, (32, 32, 32)),
+        ((512, 512), 2, (128, 256)),
+        ((100, 7, 300), 4, (50, 7, 38)),
+        ((1, 1000, 1000), 1, (1, 250, 250)),
+        ((70000,), 1, (35000,)),
+    ],
+)
+def test_blocks_that_nobody_asked_for_are_those_of_stored_arrays(
+    chunks: tuple[int, ...], itemsize: int, blocks: tuple[int, ...]
+) -> None:
+    """Arrays whose codec names no blocks are decoded by this rule: it may never change."""
+    assert plan_even_blocks(chunks, itemsize=itemsize) == blocks

@@ -226,10 +226,16 @@ def objective(layout: Layout, caches: CacheSizes) -> float:
     grown=st.tuples(*[st.sampled_from([1, 1, 1.5, 2, 4, 8])] * 3),
 )
 @settings(max_examples=150, derandomize=True)
+@example(
+    axes=[(64, 64), (128, 64), (5, 16), (2011, 28)],
+    itemsize=3,
+    caches=CacheSizes(l1_bytes=1 << 17, l2_bytes=1 << 19, l3_bytes=1 << 21),
+    grown=(1.5, 1, 1),
+)
 def test_larger_caches_are_used_as_well_as_smaller_ones(
     axes: list[Axis], itemsize: int, caches: CacheSizes, grown: tuple[float, float, float]
 ) -> None:
-    """Of layouts that cost nearly the same those shaped like the patch are taken: 2 %.
+    """Of layouts that cost nearly the same those shaped like the patch are taken: 1.5 %.
 
     The rest is what the search passes over, as it refines a few layouts only. Of five axes it
     passes over more: 5 % in the worst of 2200 requests.
@@ -398,7 +404,7 @@ def test_what_is_found_is_refined_along_single_axes() -> None:
     layout = planned(axes, 1, CACHES)
     assert layout.basis is not None
     bound = least_amplification(axes, 1) * (1 + 1e-9)
-    limit = objective(layout, CACHES) / 1.021
+    limit = objective(layout, CACHES) / 1.016
     tried = 0
     for axis, (n, _) in enumerate(axes):
         for block in range(1, n + 1):

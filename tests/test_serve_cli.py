@@ -119,6 +119,19 @@ def test_many_files_are_not_all_printed(tmp_path: Path) -> None:
     assert lines[20:] == ["  19.mla", "  and 5 more", "Ctrl-C ends it"]
 
 
+def test_files_that_cannot_be_named_are_told(folder: Path) -> None:
+    (folder / "study" / "new\nline.mla").write_bytes(b"x")
+    with running(folder, "study", "--json") as process:
+        assert [file["name"] for file in json.loads(first_line(process))["files"]] == ["a b.mla"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    path = str(folder / "study" / "new\nline.mla")
+    assert errors == (
+        f"mla: warning: 1 files are not shown: {path!a}: such names cannot be served. To fix: "
+        "rename them\n"
+    )
+
+
 def test_options_are_taken(folder: Path) -> None:
     origin = "https://viewer.example"
     options = ["--encoding", "none", "--no-overviews", "--allow-origin", f"{origin}/"]
@@ -151,6 +164,13 @@ def test_a_port_that_somebody_listens_on_is_one_line(folder: Path) -> None:
         options = options_of(str(folder / "ct.mla"), "--port", str(port))
         with pytest.raises(OSError, match=rf"port {port} .*To fix: another port") as refused:
             options.run(options)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_host_that_is_none_is_one_line(folder: Path) -> None:
+    options = options_of(str(folder / "ct.mla"), "--port", "0", "--host", "nosuchhost.invalid")
+    with pytest.raises(OSError, match=r"host 'nosuchhost.invalid' is no .*To fix:") as refused:
+        options.run(options)
     assert "\n" not in str(refused.value)
 
 

@@ -10,8 +10,12 @@ import math
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+import unicodedata
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,7 +29,7 @@ from hypothesis import strategies as st
 
 import mlarray_xr
 from mlarray_xr import MlaArray
-from mlarray_xr.errors import FormatError, MissingDependencyError, SourceError
+from mlarray_xr.errors import FormatError, MissingDependencyError, SourceChanged, SourceError
 from mlarray_xr.serving.admission import Admission, parse_origin
 from mlarray_xr.serving.byte_range import parse_range
 from mlarray_xr.serving.catalogue import Catalogue
@@ -133,6 +137,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mlarray_xr.build_overviews(shown / "ct.mla", levels=2)
     write_volume(shown / "a folder" / "100%.mla", VALUES[:4])
     (shown / "broken.mla").write_bytes(b"no frame" * 100)
+    (shown / "link.mla").symlink_to(outside / "secret.mla")
+    (shown / "folder").symlink_to(outside)
+    (shown / ".hidden").mkdir()
+    for hidden in (shown / ".hidden" / "ct.mla", shown / ".hidden.mla"):
+        hidden.write_bytes(SECRET)
+    (shown / "to-hidden.mla").symlink_to(".hidden/ct.mla")
     return shown
 
 
@@ -345,38 +355,96 @@ def test_a_replaced_file_is_served_anew(tmp_path: Path) -> None:
         )
 
 
-extents = st.lists(
-    st.tuples(st.integers(0, 300), st.integers(1, 64), st.integers(1, 64)), max_size=4
-)
+axes = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 64), st.integers(0, 200)), max_size=4)
 
 
-@given(axes=extents, itemsize=st.sampled_from([1, 2, 8]), most_bytes=st.integers(1, 1 << 16))
-def test_served_chunks_are_small_and_cut_no_block_without_need(
+@given(axes=axes, itemsize=st.sampled_from([1, 2, 8]), most_bytes=st.integers(1, 1 << 16))
+def test_served_chunks_are_small_and_cut_no_block(
     axes: list[tuple[int, int, int]], itemsize: int, most_bytes: int
 ) -> None:
     shape = tuple(n for n, _, _ in axes)
     blocks = tuple(b for _, b, _ in axes)
-    chunks = tuple(b * k for _, b, k in axes)
+    chunks = tuple(b + more for _, b, more in axes)
     served_as = plan_served_chunks(
         shape, chunks=chunks, blocks=blocks, itemsize=itemsize, most_bytes=most_bytes
     )
-    assert all(s >= 1 for s in served_as)
-    assert math.prod(served_as) * itemsize <= max(most_bytes, itemsize)
     clipped = tuple(max(1, min(c, n)) for c, n in zip(chunks, shape, strict=True))
-    assert all(s <= c for s, c in zip(served_as, clipped, strict=True))
+    smallest = math.prod(map(min, blocks, clipped)) * itemsize
+    assert all(1 <= s <= c for s, c in zip(served_as, clipped, strict=True))
+    if all(c % b == 0 for c, b in zip(chunks, blocks, strict=True)):
+        assert math.prod(served_as) * itemsize <= max(most_bytes, smallest)
     if math.prod(clipped) * itemsize <= most_bytes:
         assert served_as == clipped
-    if math.prod(map(min, blocks, clipped)) * itemsize <= most_bytes:
-        for s, n, c, b in zip(served_as, shape, chunks, blocks, strict=True):
-            assert s >= n or (s % b == 0 and (n <= c or c % s == 0))
+    for s, n, c, b in zip(served_as, shape, chunks, blocks, strict=True):
+        assert s in (n, c) or s == 1 > n or s % b == 0
+        assert n <= c or c % b or c % s == 0
 
 
-def test_served_chunks_of_hostile_geometry_are_planned_at_once() -> None:
-    huge = 2**31 - 1
-    served_as = plan_served_chunks(
-        (huge, huge), chunks=(huge, huge), blocks=(1, huge), itemsize=8, most_bytes=4096
+@pytest.mark.parametrize(
+    ("chunks", "blocks"),
+    [((8, 2048, 2048), (8, 2048, 2048)), ((7, 2048, 2048), (5, 2048, 2048))],
+    ids=["one block", "blocks that overlap"],
+)
+def test_blocks_that_are_too_large_are_not_decoded_again_and_again(
+    tmp_path: Path, chunks: tuple[int, ...], blocks: tuple[int, ...]
+) -> None:
+    huge = np.broadcast_to(np.int32(3), (16, 2048, 2048))
+    path = write_b2nd(tmp_path / "huge.b2nd", huge, chunks=chunks, blocks=blocks)
+    with served([path]) as address:
+        refused = ask(address, "/zarr/huge.b2nd/zarr.json")
+        assert (refused.status, refused.body) == (404, b"this file cannot be shown as Zarr\n")
+        assert ask(address, "/raw/huge.b2nd", "HEAD").status == 200
+
+
+OVERWRITTEN = """
+import itertools, sys, time
+from mlarray_xr.serving.server import served
+
+first, second, target = sys.argv[1:]
+versions = [open(path, "rb").read() for path in (first, second)]
+with served([target], encoding="none") as address:
+    print(address, flush=True)
+    for version in itertools.cycle(versions):
+        with open(target, "wb") as file:
+            for start in range(0, len(version), 1 << 14):
+                file.write(version[start : start + (1 << 14)])
+                file.flush()
+        time.sleep(0.06)
+"""
+
+
+def test_a_file_that_is_overwritten_while_it_is_read_ends_nobody(tmp_path: Path) -> None:
+    options = {"chunks": (64, 128, 256), "blocks": (2, 128, 256)}
+    noise = RNG.integers(0, 200, (64, 128, 256), np.int16)
+    paths = [
+        write_volume(tmp_path / f"{value}.mla", noise + np.int16(value), **options)
+        for value in (0, 1000)
+    ]
+    target = shutil.copy(paths[0], tmp_path / "ct.mla")
+    expected = [(noise + np.int16(value)).tobytes() for value in (0, 1000)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", OVERWRITTEN, *map(str, (*paths, target))],
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert math.prod(served_as) * 8 <= 4096
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        seen: set[int] = set()
+
+        def read(number: int) -> None:
+            assert process.poll() is None, number
+            reply = ask(address, "/zarr/ct.mla/image/c/0/0/0")
+            assert reply.status in (200, 500, 503)
+            if reply.status == 200:
+                seen.add(expected.index(reply.body))
+
+        with ThreadPoolExecutor(4) as pool:
+            assert until(lambda: bool(list(pool.map(read, range(60)))) and seen == {0, 1})
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # --- bytes -----------------------------------------------------------------------------------
@@ -539,6 +607,47 @@ def test_a_file_that_changes_under_way_ends_the_answer(large: Path, how: str) ->
     assert body == data[: len(body)]
 
 
+@pytest.mark.parametrize("door", ["raw/ct.mla", "zarr/ct.mla/zarr.json"])
+@pytest.mark.parametrize(
+    ("error", "status"), [(PermissionError(13, "denied"), 403), (OSError(5, "disk"), 503)]
+)
+def test_what_cannot_be_read_is_not_said_to_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: str, error: OSError, status: int
+) -> None:
+    write_volume(tmp_path / "ct.mla")
+
+    def refuse(path: str) -> Any:
+        raise error
+
+    with served([tmp_path]) as address:
+        monkeypatch.setattr("mlarray_xr.storage.source.FileIO", refuse)
+        reply = ask(address, f"/{door}")
+    assert reply.status == status
+    assert b"cannot be read" in reply.body
+    assert "retry-after" not in reply.headers
+
+
+def test_a_disk_that_fails_under_way_ends_the_answer(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> Any:
+        raise OSError(5, "disk")
+
+    with served([large.parent]) as address, connect(address) as client:
+        begun = start_reading(client)
+        monkeypatch.setattr("mlarray_xr.storage.source.FileIO", fail)
+        assert len(begun + rest_of(client)) < large.stat().st_size
+
+
+def test_files_that_are_described_at_once_leave_the_filters_of_warnings(tmp_path: Path) -> None:
+    paths = [write_volume(tmp_path / f"{number}.mla") for number in range(6)]
+    before = list(warnings.filters)
+    with served(paths) as address, ThreadPoolExecutor(6) as pool:
+        keys = [f"/zarr/{path.name}/zarr.json" for path in paths]
+        assert {reply.status for reply in pool.map(lambda key: ask(address, key), keys)} == {200}
+    assert warnings.filters == before
+
+
 # --- clients that are slow, many, or neither -------------------------------------------------
 
 
@@ -568,7 +677,7 @@ def test_a_client_that_takes_nothing_is_dropped(large: Path) -> None:
 )
 def test_requests_that_never_end_are_dropped(folder: Path, begun: bytes) -> None:
     with (
-        run_server([folder], limits=Limits(wait_s=0.5)) as server,
+        run_server([folder], limits=Limits(first_wait_s=0.3)) as server,
         connect(server.address) as client,
     ):
         client.sendall(begun)
@@ -598,16 +707,39 @@ def test_200_requests_at_once_are_answered(address: str) -> None:
             assert reply.endswith(expected)
 
 
-def test_more_connections_than_allowed_are_refused(folder: Path) -> None:
-    with run_server([folder], limits=Limits(n_requests=4)) as server:
+def test_connections_that_ask_nothing_lock_out_nobody(folder: Path) -> None:
+    limits = Limits(n_requests=4)
+    with run_server([folder], limits=limits) as server, contextlib.ExitStack() as stack:
+        for _ in range(7):
+            stack.enter_context(connect(server.address))
+        assert until(lambda: server.n_connections == 7)
+        assert ask(server.address, "/").status == 200
+        stack.enter_context(connect(server.address))
+        assert until(lambda: server.n_connections == 8)
+        assert told(server.address, head("/")) == b""
+
+
+def test_more_requests_at_once_than_allowed_are_refused(large: Path) -> None:
+    with run_server([large.parent], limits=Limits(n_requests=2)) as server:
         with contextlib.ExitStack() as stack:
-            for _ in range(4):
-                stack.enter_context(connect(server.address))
-            assert status_of(told(server.address, head("/"))) == 503
-            for _ in range(8):
-                stack.enter_context(connect(server.address))
-            assert told(server.address, head("/")) == b""
+            for _ in range(2):
+                start_reading(stack.enter_context(connect(server.address)))
+            busy = ask(server.address, "/", Origin="http://localhost:1")
+            assert (busy.status, busy.headers["retry-after"]) == (503, "1")
+            assert busy.headers["access-control-allow-origin"] == "http://localhost:1"
         assert until(lambda: ask(server.address, "/").status == 200)
+
+
+def test_who_asked_once_may_wait_longer(folder: Path) -> None:
+    with (
+        run_server([folder], limits=Limits(first_wait_s=0.1)) as server,
+        connect(server.address) as asked,
+        connect(server.address) as silent,
+    ):
+        asked.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert rest_of(silent) == b""
+        asked.sendall(head("/raw/none.mla"))
+        assert rest_of(asked).count(b"HTTP/1.1") == 2
 
 
 def until(is_so: Callable[[], bool]) -> bool:
@@ -652,6 +784,7 @@ def until(is_so: Callable[[], bool]) -> bool:
         "C:%5csecret.mla",
         "secret.mla",
         "link.mla",
+        "to-hidden.mla",
         "folder/secret.mla",
         ".hidden/ct.mla",
         ".hidden.mla",
@@ -660,13 +793,6 @@ def until(is_so: Callable[[], bool]) -> bool:
     ],
 )
 def test_nothing_else_can_be_reached(folder: Path, address: str, door: str, escape: str) -> None:
-    for target in (folder / "link.mla", folder / "folder"):
-        if not target.is_symlink():
-            leads_to = folder.parent if target.name == "folder" else folder.parent / "secret.mla"
-            target.symlink_to(leads_to)
-    (folder / ".hidden").mkdir(exist_ok=True)
-    for hidden in (folder / ".hidden" / "ct.mla", folder / ".hidden.mla"):
-        hidden.write_bytes(SECRET)
     path = f"/{door}/{escape.format(outside=folder.parent)}"
     for suffix in ("", "/zarr.json"):
         reply = told(address, head(path + suffix))
@@ -674,6 +800,82 @@ def test_nothing_else_can_be_reached(folder: Path, address: str, door: str, esca
         assert SECRET not in reply
         assert b"X-Evil" not in reply
         assert str(folder.parent).encode() not in reply
+
+
+@pytest.mark.parametrize(
+    "name", ["link.mla", "to-hidden.mla", "folder/secret.mla", ".hidden/ct.mla", ".hidden.mla"]
+)
+def test_what_leads_out_or_is_hidden_is_in_no_list(folder: Path, name: str) -> None:
+    catalogue = Catalogue([folder], rescan_after_s=0)
+    assert (folder / name).read_bytes() == SECRET
+    assert catalogue.find(name.split("/")) is None
+    assert name not in [file.name for file in catalogue.listed()]
+
+
+def test_a_link_that_is_put_there_after_the_look_up_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.mla").write_bytes(SECRET)
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "ct.mla").write_bytes(b"harmless")
+    (shown / ".hidden.mla").write_bytes(SECRET)
+    catalogue = Catalogue([shown])
+    found = catalogue.find(["ct.mla"])
+    assert found is not None
+    for target in ("../secret.mla", ".hidden.mla"):
+        (shown / "ct.mla").unlink()
+        (shown / "ct.mla").symlink_to(target)
+        with pytest.raises(FileNotFoundError):
+            catalogue.pinned(found[0])
+
+
+def test_a_link_that_goes_away_after_it_was_followed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret.mla").write_bytes(SECRET)
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    path = shown / "ct.mla"
+    path.write_bytes(b"harmless")
+    catalogue = Catalogue([shown])
+    found = catalogue.find(["ct.mla"])
+    assert found is not None
+    path.unlink()
+    path.symlink_to(tmp_path / "secret.mla")
+    realpath = os.path.realpath
+
+    def swapped(asked: str) -> str:
+        path.unlink()
+        path.write_bytes(b"harmless")
+        return realpath(asked)
+
+    monkeypatch.setattr(os.path, "realpath", swapped)
+    with pytest.raises(SourceChanged):
+        catalogue.pinned(found[0])
+
+
+@pytest.mark.parametrize("leads_to", ["outside", "hidden"])
+@pytest.mark.parametrize("is_given", [False, True])
+def test_overviews_that_are_links_to_elsewhere_are_left_out(
+    tmp_path: Path, leads_to: str, is_given: bool
+) -> None:
+    shown = tmp_path / "shown"
+    elsewhere = shown / ".hidden" if leads_to == "hidden" else tmp_path / "outside"
+    shown.mkdir()
+    elsewhere.mkdir()
+    path = write_volume(shown / "ct.mla")
+    mlarray_xr.build_overviews(path, levels=2)
+    level = shown / "ct.level1.mla"
+    with served([path if is_given else shown]) as address:
+        assert ask(address, "/zarr/ct.mla/level1/image/c/0/0/0").status == 200
+        level.rename(elsewhere / "level.mla")
+        level.symlink_to(elsewhere / "level.mla")
+        assert ask(address, "/raw/ct.level1.mla").status == 404
+        for number in (1, 2):
+            for key in ("zarr.json", "image/c/0/0/0"):
+                assert ask(address, f"/zarr/ct.mla/level{number}/{key}").status == 404
+        group = json.loads(ask(address, "/zarr/ct.mla/zarr.json").body)
+        (scales,) = group["attributes"]["ome"]["multiscales"]
+        assert [each["path"] for each in scales["datasets"]] == ["image"]
 
 
 def test_a_file_that_becomes_a_link_to_the_outside_is_refused(tmp_path: Path) -> None:
@@ -710,7 +912,9 @@ def test_a_file_that_becomes_a_link_to_the_outside_is_refused(tmp_path: Path) ->
         pytest.param(b"GET / HTTP/1.0\r\n\r\n", {421}, id="no host in 1.0"),
         pytest.param(b"\0\xff" * 50 + b"\r\n\r\n", {400}, id="noise"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", {400}, id="TLS"),
-        pytest.param(head("http://evil.example/raw/ct.mla"), {404}, id="proxy"),
+        pytest.param(head("http://evil.example/raw/ct.mla"), {421}, id="proxy"),
+        pytest.param(head("HTTP://localhost:1/raw/ct.mla"), {200}, id="absolute"),
+        pytest.param(head("http://localhost"), {200}, id="absolute without a path"),
         pytest.param(head("*", method="OPTIONS"), {204}, id="OPTIONS *"),
         pytest.param(
             head("/raw/ct.mla", "Upgrade: websocket", "Connection: upgrade"), {200}, id="upgrade"
@@ -753,6 +957,11 @@ def test_several_requests_on_one_connection_are_answered_in_turn(
         ("192.168.0.7:8765", "0.0.0.0", True),
         ("[fe80::1]", "::", True),
         (socket.gethostname(), "0.0.0.0", True),
+        (socket.getfqdn(), "0.0.0.0", True),
+        (f"{socket.gethostname().partition('.')[0]}.local:8765", "0.0.0.0", True),
+        ("other.local", "0.0.0.0", False),
+        (socket.gethostname(), "127.0.0.1", False),
+        ("[fe80::1]:8765", "fe80::1%lo", True),
         ("evil.example", "0.0.0.0", False),
         ("Node7.cluster:1", "node7.cluster", True),
         ("node8.cluster", "node7.cluster", False),
@@ -809,6 +1018,24 @@ def test_pages_of_allowed_origins_may_read(
         assert ("Content-Range" in headers.get("Access-Control-Expose-Headers", "")) is bool(
             answered
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://a.example:443", "https://a.example"),
+        ("http://a.example:80/", "http://a.example"),
+        ("http://a.example:443", "http://a.example:443"),
+        ("HTTPS://A.example:", "https://a.example"),
+        ("https://Stra\u00dfe.example", "https://xn--strae-oqa.example"),
+        ("https://M\u00fcnchen.example:8443", "https://xn--mnchen-3ya.example:8443"),
+        ("https://mu\u0308nchen.example", "https://xn--mnchen-3ya.example"),
+        ("http://[0:0::1]:80", "http://[::1]"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_written_as_browsers_do(text: str, origin: str) -> None:
+    assert parse_origin(text) == origin
 
 
 def test_browsers_are_told_which_pages_may_read(address: str) -> None:
@@ -907,10 +1134,81 @@ def test_a_file_with_the_name_of_an_overview_that_is_none_is_listed(tmp_path: Pa
 
 
 def test_names_that_nobody_could_ask_for_are_not_listed(tmp_path: Path) -> None:
-    for name in (b"new\nline.mla", b"\xff.mla", b"back\\slash.mla", b"plain.mla", b"upper.MLA"):
-        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
-            file.write(b"x")
-    assert names_of(tmp_path) == ["plain.mla"]
+    odd = {"new\nline.mla", os.fsdecode(b"\xff.mla"), "back\\slash.mla"}
+    usual = ["no\xa0break.mla", "plain.mla", "upper.MLA", "wide\u3000space.mla"]
+    for name in (*odd, *usual):
+        (tmp_path / name).write_bytes(b"x")
+    catalogue = Catalogue([tmp_path])
+    assert [file.name for file in catalogue.listed()] == usual
+    assert {os.path.basename(path) for path in catalogue.unnamed} == odd
+    with served([tmp_path]) as address:
+        for name in usual:
+            assert ask(address, f"/raw/{url_path(name)}").body == b"x"
+
+
+def test_folders_may_be_deep_and_paths_no_deeper(tmp_path: Path) -> None:
+    inside = [*"abcdefgh" * 5, "ct.mla"]
+    path = tmp_path.joinpath(*inside)
+    path.parent.mkdir(parents=True)
+    write_volume(path)
+    with served([tmp_path]) as address:
+        assert ask(address, f"/zarr/{'/'.join(inside)}/image/c/0/0/0").status == 200
+        assert segments_of("/raw" + "/x" * 63) is not None
+        assert segments_of("/raw" + "/x" * 64) is None
+
+
+def test_what_was_given_comes_before_the_overview_of_another_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first = write_volume(tmp_path / "a" / "ct.mla")
+    mlarray_xr.build_overviews(first, levels=1)
+    second = write_volume(tmp_path / "b" / "ct.level1.mla", VALUES + 1)
+    catalogue = Catalogue([first, second])
+    assert [file.name for file in catalogue.listed()] == ["ct.level1.mla", "ct.mla"]
+    with served([first, second]) as address:
+        assert ask(address, "/raw/ct.level1.mla").body == second.read_bytes()
+        assert ask(address, "/zarr/ct.mla/level1/zarr.json").status == 200
+
+
+def test_an_overview_is_hidden_while_it_is_one_of_a_file_that_is_listed(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "ct.mla")
+    mlarray_xr.build_overviews(path, levels=1)
+    catalogue = Catalogue([tmp_path], rescan_after_s=0)
+
+    def names() -> list[str]:
+        return [file.name for file in catalogue.listed()]
+
+    assert names() == ["ct.mla"]
+    write_volume(tmp_path / "ct.level1.mla", mode="w")
+    assert names() == ["ct.level1.mla", "ct.mla"]
+    (tmp_path / "ct.level1.mla").unlink()
+    mlarray_xr.build_overviews(path, levels=1)
+    assert names() == ["ct.mla"]
+    path.unlink()
+    assert names() == ["ct.level1.mla"]
+
+
+def test_while_one_looks_into_the_folders_others_use_what_it_found_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old.mla").write_bytes(b"x")
+    catalogue = Catalogue([tmp_path], rescan_after_s=0)
+    (tmp_path / "new.mla").write_bytes(b"x")
+    walk, begun, go_on = os.walk, threading.Event(), threading.Event()
+
+    def slow_walk(top: str) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return walk(top)
+
+    monkeypatch.setattr(os, "walk", slow_walk)
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(catalogue.find, ["new.mla"])
+        assert begun.wait(PATIENCE_S)
+        assert catalogue.find(["new.mla"]) is None
+        assert [file.name for file in catalogue.listed()] == ["old.mla"]
+        go_on.set()
+        assert looking.result() is not None
 
 
 def test_links_inside_the_folder_are_shown_and_pipes_are_not(tmp_path: Path) -> None:
@@ -952,7 +1250,7 @@ def test_the_page_lists_files_and_loads_nothing(folder: Path, address: str) -> N
     text = page.body.decode()
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert f"zarr3://{address}zarr/ct.mla/" in text
+    assert f"<code>{address}zarr/ct.mla/|zarr3:</code>" in text
     assert 'href="/raw/a%20folder/100%25.mla"' in text
     assert "src=" not in text
     files = json.loads(ask(address, "/", Accept="application/json").body)["files"]
@@ -962,6 +1260,19 @@ def test_the_page_lists_files_and_loads_nothing(folder: Path, address: str) -> N
         assert ask(address, file["raw"], "HEAD").status == 200
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_who_looks_at_a_group_is_told_what_it_is(address: str, slash: str) -> None:
+    page = ask(address, f"/zarr/ct.mla{slash}", Accept="text/html,*/*")
+    text = page.body.decode()
+    assert page.status == 200
+    assert 'href="/zarr/ct.mla/zarr.json"' in text
+    assert f"<code>{address}zarr/ct.mla/|zarr3:</code>" in text
+    plain = ask(address, f"/zarr/ct.mla{slash}", Accept="*/*")
+    assert plain.status == 404
+    assert b"zarr.json" in plain.body
+    assert ask(address, f"/zarr/none.mla{slash}", Accept="text/html").status == 404
+
+
 def test_names_are_no_markup(tmp_path: Path) -> None:
     name = '<script>alert("1")&amp;.mla'
     (tmp_path / name).write_bytes(b"x")
@@ -969,6 +1280,9 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
         text = ask(address, "/").body.decode()
         assert "<script>" not in text
         assert ask(address, f"/raw/{url_path(name)}").body == b"x"
+        text = ask(address, f"/zarr/{url_path(name)}", Accept="text/html").body.decode()
+        assert "Zarr 3 group" in text
+        assert "<script>" not in text
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
@@ -977,8 +1291,12 @@ def test_paths_of_urls_lead_back_to_names(segments: list[str]) -> None:
     with contextlib.suppress(UnicodeEncodeError):
         found = segments_of("/raw/" + url_path(name))
         assert found is None or found == ("raw", *name.split("/"))
+        refused = {"Cc", "Cf", "Cs", "Zl", "Zp"}
         plain = all(
-            s.isprintable() and "\\" not in s and s not in ("", ".", "..") for s in name.split("/")
+            not {"\\"} & {*s}
+            and not refused & {unicodedata.category(letter) for letter in s}
+            and s not in ("", ".", "..")
+            for s in name.split("/")
         )
         assert (found is not None) == plain
 
@@ -992,6 +1310,23 @@ def test_a_port_that_somebody_listens_on_is_refused(folder: Path) -> None:
         refused = pytest.raises(OSError, match=rf"port {port}.*To fix: another port")
         with refused, served([folder], port=port):
             pytest.fail("it ran")
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("nosuchhost.invalid", "no address or name"),
+        ("", "no address or name"),
+        ("a" * 70, "no address or name"),
+        ("192.0.2.1", "no address of this machine"),
+    ],
+)
+def test_hosts_that_are_none_are_named(folder: Path, host: str, reason: str) -> None:
+    with (
+        pytest.raises(OSError, match=rf"host '{host}' is {reason}.*To fix: 127\.0\.0\.1"),
+        run_server([folder], host=host),
+    ):
+        pytest.fail("it ran")
 
 
 def test_it_ends_with_clients_that_still_wait(large: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,14 +19,26 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from fsspec import filesystem
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.dirfs import DirFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from obstore.store import LocalStore as LocalObjects
 from zarr.codecs import BloscCodec, BytesCodec, ShardingCodec
-from zarr.storage import LocalStore, MemoryStore, ZipStore
+from zarr.storage import (
+    FsspecStore,
+    LocalStore,
+    LoggingStore,
+    MemoryStore,
+    ObjectStore,
+    WrapperStore,
+    ZipStore,
+)
 
 import mlarray_xr
 from mlarray_xr import Metadata, MlaArray, to_mla, verify
-from mlarray_xr.errors import ChunkError, ConversionError, LayoutError, SourceChanged
+from mlarray_xr.errors import ChunkError, ConversionError, FormatError, LayoutError, SourceChanged
 from mlarray_xr.format.metadata import Stats
 from mlarray_xr.storage.source import source_of
 from mlarray_xr.zarr_view import copied_image, zarr_export
@@ -34,6 +47,7 @@ from mlarray_xr.zarr_view.chunk_runs import RUN_BYTES, plan_runs, read_run
 from mlarray_xr.zarr_view.chunk_table import ChunkTable
 from mlarray_xr.zarr_view.chunk_target import StoreTarget
 from mlarray_xr.zarr_view.shard import decode_shard_table, encode_shard_table
+from mlarray_xr.zarr_view.store import as_store
 from mlarray_xr.zarr_view.zarr_export import to_zarr
 from mlarray_xr.zarr_view.zarr_import import from_zarr
 from tests.range_server import RangeServer
@@ -173,6 +187,62 @@ def test_labels_and_layout_come_back(tmp_path: Path) -> None:
     )
 
 
+COORDINATES: dict[str, dict[str, Any]] = {
+    "order": {"zz": ("time", [3, 1, 2]), "time": [5, 6, 7], "sp ace": ("time", [*"xyz"]), "a": 3},
+    "units of a time": {"time": ("time", [0.0, 1, 2], {"units": "days since 2000-01-01"})},
+    "whole": {"t": ("time", [0, 1, 2], {"units": "days since 2000-01-01", "calendar": "standard"})},
+    "absent": {"t": ("time", [0.0, np.nan, 2], {"units": "seconds since 2000-01-01"})},
+    "scaled": {"q": ("time", np.array([0, 1, 2], "i2"), {"scale_factor": 0.5, "add_offset": 1.0})},
+    "filled": {"q": ("time", np.array([0, 1, 2], "f4"), {"missing_value": 1.0})},
+    "truths": {"q": ("time", np.array([0, 1, 2], "i1"), {"dtype": "bool"})},
+    "unsigned": {"q": ("time", np.array([-1, 1, 2], "i1"), {"_Unsigned": "true"})},
+    "listed": {"q": ("time", [1, 2, 3], {"coordinates": "z"})},
+    "seconds": {"time": np.array(["2000-01-01", "NaT", "2002-01-01"], "M8[s]")},
+    "spans": {"d": ("time", np.array([1, 2, 3], "m8[ms]"))},
+    "texts": {"q": ("time", ["a", "", "ccc"]), "scalar": "h\u00e9"},
+}
+
+
+@pytest.mark.parametrize("coords", COORDINATES.values(), ids=COORDINATES.keys())
+def test_coordinates_come_back(tmp_path: Path, coords: dict[str, Any]) -> None:
+    values = np.arange(60, dtype="i2").reshape(3, 4, 5)
+    path = written(tmp_path, xr.DataArray(values, dims=("time", "y", "x"), coords=coords), chunks=4)
+    to_zarr(path, tmp_path / "a.zarr")
+    from_zarr(tmp_path / "a.zarr", tmp_path / "b.mla")
+    assert bytes_of(tmp_path / "b.mla") == bytes_of(path)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(st.text("abcXYZ_ 0", min_size=1, max_size=4), unique=True, max_size=5),
+    units=st.sampled_from(["s", "days since 2000-01-01", "hours since 0001-01-01", "since", "1"]),
+    kind=st.sampled_from(["f8", "i4", "u1", "f4"]),
+)
+def test_any_order_of_coordinates_comes_back(
+    tmp_path: Path, names: list[str], units: str, kind: str
+) -> None:
+    coords = {
+        f"c{name}": ("time", np.array([n, 7, 3], kind), {"units": units})
+        for n, name in enumerate(names)
+    }
+    image = xr.DataArray(np.zeros((3, 4), "u1"), dims=("time", "y"), coords=coords)
+    path = written(tmp_path, image, chunks=4)
+    to_zarr(path, tmp_path / "a.zarr", mode="w")
+    from_zarr(tmp_path / "a.zarr", tmp_path / "b.mla", mode="w")
+    assert bytes_of(tmp_path / "b.mla") == bytes_of(path)
+
+
+def test_coordinates_that_were_changed_since(tmp_path: Path) -> None:
+    days = ("time", [0.0, 1.0, 2.0], {"units": "days since 2000-01-01"})
+    image = xr.DataArray(np.zeros((3, 4), "u1"), dims=("time", "y"), coords={"time": days})
+    to_zarr(written(tmp_path, image, chunks=4), tmp_path / "a.zarr")
+    array: Any = zarr.open_array(tmp_path / "a.zarr/time", mode="r+")
+    array[1] = 1.5
+    from_zarr(tmp_path / "a.zarr", tmp_path / "b.mla")
+    found = mlarray_xr.open_mla(tmp_path / "b.mla").time.values
+    assert found[1] == np.datetime64("2000-01-02T12:00")
+
+
 def test_lossy_codecs_come_back(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(40, 40)).astype("f4")
     path = written(tmp_path, values, chunks=20, codec="zstd-1-shuffle-trunc8", lossy=True)
@@ -227,7 +297,16 @@ def test_one_shard_holds_all(tmp_path: Path) -> None:
     np.testing.assert_array_equal(array[45:, 41, 3:9], VOLUME[45:, 41, 3:9])
 
 
-@pytest.mark.parametrize("shards", ["all", 0, (20, 20), -3, (2.5, 2, 2)])
+@pytest.mark.parametrize("shards", [np.int64(40), np.array([40, 40, 40]), (np.uint8(40), 40, 40)])
+def test_shards_of_numpy(tmp_path: Path, shards: Any) -> None:
+    to_zarr(written(tmp_path, VOLUME), tmp_path / "a.zarr", shards=shards)
+    assert zarr.open_array(tmp_path / "a.zarr/image", mode="r").shards == (40, 40, 40)
+
+
+@pytest.mark.parametrize(
+    "shards",
+    ["all", 0, (20, 20), -3, (2.5, 2, 2), 2.5, True, (True, 20, 20), np.bool_(1), {}, (None,) * 3],
+)
 def test_shards_that_are_none(tmp_path: Path, shards: Any) -> None:
     with pytest.raises(LayoutError, match="shards="):
         to_zarr(written(tmp_path, VOLUME), tmp_path / "a.zarr", shards=shards)
@@ -274,6 +353,110 @@ def test_stores_of_zarr_python(tmp_path: Path, shards: Any) -> None:
     StoreTarget(store=other).put("notes.txt", b"mine")
     with pytest.raises(ConversionError, match="this is none"):
         to_zarr(path, other, mode="w")
+
+
+def stores_on(folder: Path) -> dict[str, Any]:
+    """Return stores that show a folder and are no LocalStore."""
+    disk = filesystem("file", auto_mkdir=True)
+    part = DirFileSystem(str(folder.parent), disk)
+    return {
+        "obstore": ObjectStore(LocalObjects(folder, mkdir=True)),
+        "fsspec": FsspecStore(AsyncFileSystemWrapper(disk, asynchronous=True), path=str(folder)),
+        "part of a file system": FsspecStore(
+            AsyncFileSystemWrapper(part, asynchronous=True), path=folder.name
+        ),
+        "wrapped": WrapperStore(LocalStore(folder)),
+        "wrapped twice": LoggingStore(WrapperStore(LocalStore(folder)), log_level="CRITICAL"),
+    }
+
+
+KINDS_OF_STORES = ["obstore", "fsspec", "part of a file system", "wrapped", "wrapped twice"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STORES)
+@pytest.mark.parametrize("inside", ["a.mla", "deeper/than/a.mla"])
+def test_stores_that_contain_the_source(tmp_path: Path, kind: str, inside: str) -> None:
+    folder = tmp_path / "cases"
+    (folder / inside).parent.mkdir(parents=True)
+    zarr.create_group(folder)
+    path = written((folder / inside).parent, VOLUME)
+    before = files_in(folder)
+    with pytest.raises(ConversionError, match=r"contains the file that is read.*a\.mla"):
+        to_zarr(path, stores_on(folder)[kind], mode="w")
+    assert files_in(folder) == before
+    (tmp_path / "link.mla").symlink_to(path)
+    with pytest.raises(ConversionError, match="contains the file that is read"):
+        to_zarr(tmp_path / "link.mla", stores_on(folder)[kind], mode="w")
+    assert files_in(folder) == before
+    path.rename(tmp_path / "a.mla")
+    to_zarr(tmp_path / "a.mla", stores_on(folder)[kind], mode="w")
+    np.testing.assert_array_equal(image_in(folder), VOLUME)
+
+
+@pytest.mark.parametrize("is_store", [False, True])
+def test_levels_inside_a_target(tmp_path: Path, is_store: bool) -> None:
+    folder = tmp_path / "a.zarr"
+    zarr.create_group(folder)
+    path = written(tmp_path, VOLUME, levels=1, **LAYOUT)
+    (tmp_path / "a.level1.mla").rename(folder / "level.mla")
+    (tmp_path / "a.level1.mla").symlink_to(folder / "level.mla")
+    before = files_in(folder)
+    target: Any = WrapperStore(LocalStore(folder)) if is_store else folder
+    with pytest.raises(ConversionError, match="contains the file that is read"):
+        to_zarr(path, target, mode="w")
+    assert files_in(folder) == before
+
+
+def test_buckets_that_contain_the_source(tmp_path: Path) -> None:
+    path, store = written(tmp_path, VOLUME), MemoryStore()
+    zarr.create_group(store)
+    StoreTarget(store=store).put("cases/a.mla", bytes_of(path))
+    with RangeServer({"bucket/cases/a.mla": bytes_of(path)}) as server:
+        url = server.url("bucket/cases/a.mla")
+        with pytest.raises(ConversionError, match="contains the file that is read"):
+            to_zarr(url, store, overviews=False, mode="w")
+    assert len(store._store_dict) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STORES)
+def test_early_failures_leave_what_a_store_held(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path, np.ones((40, 40), "i4"), chunks=20)
+    store = stores_on(tmp_path / "a.zarr")[kind]
+    to_zarr(path, store)
+    table = ChunkTable.read(source_of(path))
+    table.special[2], table.lengths[2], table.starts[2] = 2, 0, 0
+    with (
+        mock.patch.object(ChunkTable, "read", return_value=table),
+        pytest.raises(ChunkError, match="chunk 2 of int32 is said to be NaN"),
+    ):
+        to_zarr(path, store, mode="w")
+    (tmp_path / "bad.mla").write_bytes(bytes_of(path)[:-30])
+    with pytest.raises(FormatError):
+        to_zarr(tmp_path / "bad.mla", store, mode="w")
+    np.testing.assert_array_equal(image_in(store), np.ones((40, 40)))
+
+
+def test_stores_for_reading_only(tmp_path: Path) -> None:
+    path = written(tmp_path, VOLUME)
+    to_zarr(path, tmp_path / "a.zarr")
+    before = files_in(tmp_path)
+    modes: tuple[Any, ...] = ("w-", "w")
+    for folder in (tmp_path / "a.zarr", tmp_path / "new.zarr"):
+        local = LocalStore(folder, read_only=True)
+        for store in (local, WrapperStore(local), MemoryStore(read_only=True), as_store(path)):
+            for mode in modes:
+                with pytest.raises(ConversionError, match=r"reading only. To fix: .*read_only"):
+                    to_zarr(path, store, mode=mode)
+    assert files_in(tmp_path) == before
+    to_zarr(path, LocalStore(tmp_path / "a.zarr", read_only=True).with_read_only(False), mode="w")
+
+
+def test_names_of_the_greatest_length(tmp_path: Path) -> None:
+    path, target = written(tmp_path, VOLUME), tmp_path / ("\u00e9" * 125 + ".zarr")
+    modes: tuple[Any, ...] = ("w-", "w")
+    for mode in modes:
+        to_zarr(path, target, mode=mode)
+    np.testing.assert_array_equal(image_in(target), VOLUME)
 
 
 def test_existing_targets(tmp_path: Path) -> None:
@@ -429,6 +612,9 @@ def test_a_killed_copy_has_no_name(tmp_path: Path) -> None:
         assert child.stdout.readline() == b"busy\n"
         child.kill()
     assert not target.exists()
+    # What is left tells whose it is.
+    (left,) = (p.name for p in tmp_path.iterdir() if p != path)
+    assert re.fullmatch(r"\.a\.zarr\.[0-9a-f]{32}\.tmp", left)
     to_zarr(path, target)
     np.testing.assert_array_equal(image_in(target), VOLUME)
 
@@ -479,6 +665,17 @@ def test_arrays_of_others(tmp_path: Path, options: dict[str, Any]) -> None:
     assert int(recorded.nonzero.sum()) == np.count_nonzero(values)
 
 
+@pytest.mark.parametrize("shards", [None, (80, 40, 80)])
+def test_arrays_of_the_codec_alone(tmp_path: Path, shards: Any) -> None:
+    options: dict[str, Any] = {"chunks": (40, 40, 40), "shards": shards, "serializer": B2ndCodec()}
+    path = created(tmp_path, VOLUME, **options)
+    from_zarr(path, tmp_path / "b.mla")
+    back = MlaArray(tmp_path / "b.mla")
+    np.testing.assert_array_equal(back[...], VOLUME)
+    assert (back.chunks, back.blocks) == ((40, 40, 40), (20, 20, 40))
+    assert verify(tmp_path / "b.mla", decode=True).state == "ok"
+
+
 @pytest.mark.parametrize("location", ["start", "end"])
 @pytest.mark.parametrize("index_codecs", [[BytesCodec()], None])
 def test_tables_of_shards(tmp_path: Path, location: str, index_codecs: Any) -> None:
@@ -519,8 +716,9 @@ def test_which_array(tmp_path: Path) -> None:
         from_zarr(path, tmp_path / "b.mla")
     with pytest.raises(ConversionError, match="no array 'pet'"):
         from_zarr(path, tmp_path / "b.mla", array="pet")
-    with pytest.raises(ConversionError, match="no name"):
+    with pytest.raises(ConversionError, match=r"array='../z.zarr/ct' is no name") as caught:
         from_zarr(path, tmp_path / "b.mla", array="../z.zarr/ct")
+    assert "dataset" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
         from_zarr(tmp_path / "absent.zarr", tmp_path / "b.mla")
     from_zarr(path / "mr", tmp_path / "b.mla")
@@ -639,6 +837,18 @@ def test_hostile_documents(tmp_path: Path) -> None:
         lambda d: d["chunk_key_encoding"]["configuration"].update(separator="/../"),
         "separator|damaged",
     )
+
+
+@pytest.mark.parametrize("extent", [0, -20, 30, 1.5, True, "40", None])
+def test_hostile_extents_of_shards(tmp_path: Path, extent: Any) -> None:
+    path = tmp_path / "a.zarr"
+    to_zarr(written(tmp_path, VOLUME), path, shards=40)
+    edited(
+        path,
+        "image",
+        lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[extent, 40, 40]),
+    )
+    refused(path, tmp_path, ConversionError, "damaged")
 
 
 def test_hostile_layout_records_are_ignored(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import blosc2
 import dask
 import dask.array as da
 import numpy as np
@@ -330,6 +333,10 @@ def test_it_is_read_only(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         asyncio.run(store.delete("zarr.json"))
     with pytest.raises(ValueError, match="read-only"):
+        asyncio.run(store.delete_dir("image"))
+    with pytest.raises(ValueError, match="read-only"):
+        asyncio.run(store.clear())
+    with pytest.raises(ValueError, match="read-only"):
         store.set_sync("zarr.json", default_buffer_prototype().buffer.from_bytes(b"{}"))
     with pytest.raises(ValueError, match="read-only"):
         store.delete_sync("zarr.json")
@@ -377,3 +384,75 @@ def test_a_remote_file_is_read_by_ranges() -> None:
         server.put("v.b2nd", volume_frame() + b"\0" * 10)
         with pytest.raises(SourceChanged):
             image[0, 0, 0]  # one request: none is under way when the server ends
+
+
+def test_without_zarr_it_is_said_what_to_install() -> None:
+    code = "import sys; sys.modules['zarr'] = None; import mlarray_xr.zarr"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "MissingDependencyError: mlarray_xr.zarr needs" in done.stderr
+    assert 'pip install "mlarray-xr[zarr]"' in done.stderr
+
+
+def test_a_fill_value_that_a_user_noted_masks_nothing(tmp_path: Path) -> None:
+    for dtype, noted in (("f4", 3.5), ("i2", -1), ("f8", float("nan"))):
+        values = np.arange(6).reshape(2, 3).astype(dtype)
+        attrs = {"_FillValue": noted, "station": 4}
+        path = tmp_path / f"{dtype}.mla"
+        mlarray_xr.to_mla(xr.DataArray(values, dims=("y", "x"), attrs=attrs), path)
+        found = opened(as_store(path)).image
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, values)
+        assert found.attrs["station"] == 4
+        assert "_FillValue" in found.attrs["mla_metadata"][0]
+
+
+def test_chunks_of_nan_are_read_of_every_type_that_has_it() -> None:
+    for dtype in ("f4", "f8", "c8"):
+        array = blosc2.nans((16, 16), dtype=np.dtype(dtype), chunks=(8, 8), blocks=(4, 4))
+        array[:8, 8:] = 0
+        found = image_of(as_store(array.to_cframe()))[...]
+        assert np.isnan(found[:8, :8]).all()
+        assert not found[:8, 8:].any()
+
+
+def test_damage_names_the_chunk(tmp_path: Path) -> None:
+    path = volume(tmp_path)
+    data = bytearray(path.read_bytes())
+    start = int(ChunkTable.read(source_of(path)).starts[3])
+    data[start + 4 : start + 8] = (12345).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(ChunkError, match=r"image/c/0/1/1: it is damaged"):
+        image_of(as_store(path))[...]
+
+
+def test_texts_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    mlarray_xr.to_mla(np.array(["a", "bc"]), tmp_path / "texts.mla")
+    with pytest.raises(ConversionError, match="To fix: write numbers instead of texts"):
+        as_store(tmp_path / "texts.mla")
+
+
+@pytest.mark.parametrize(
+    ("times", "scale", "start"),
+    [
+        (0.36 + 0.72 * np.arange(5), 0.72, 0.36),
+        (np.linspace(0.5, 2.9, 5), 0.6, 0.5),
+        (np.arange(5) * 0.72, 0.72, 0.0),
+        (np.array([0.0, 1, 2, 3, 5]), 1.0, 0.0),
+    ],
+)
+def test_even_times_are_a_scale(
+    tmp_path: Path, times: NDArray[np.float64], scale: float, start: float
+) -> None:
+    series = xr.DataArray(
+        np.zeros((5, 4, 4, 4), np.int16),
+        dims=("time", "z", "y", "x"),
+        coords={"time": ("time", times, {"units": "s"})},
+    )
+    mlarray_xr.to_mla(series, tmp_path / "series.mla")
+    (image,) = multiscales_in(as_store(tmp_path / "series.mla"))
+    first, *rest = image["datasets"][0]["coordinateTransformations"]
+    shift = rest[0]["translation"][0] if rest else 0.0
+    assert (first["scale"][0], shift) == (pytest.approx(scale), pytest.approx(start))
+    is_even = len(set(np.diff(times).round(9))) == 1
+    assert image["axes"][0].get("unit") == ("second" if is_even else None)

@@ -105,8 +105,20 @@ def choose_dataset(candidates: Mapping[str, tuple[tuple[int, ...], object]]) -> 
     )
 
 
-def check_values(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Refuse arrays that have no place in an `.mla` file.
+def check_values(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    way_out: str = "save it as these, or choose another array with dataset=",
+) -> None:
+    """Refuse arrays that have no place both in an `.mla` file and in others.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the array.
+    way_out
+        What to do when the type is refused.
 
     Raises
     ------
@@ -117,8 +129,7 @@ def check_values(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if dtype.names is not None or dtype.kind not in _KINDS or dtype.itemsize > largest:
         raise ConversionError(
             f"elements of type {dtype} cannot be converted: booleans, integers, times, floats of "
-            "at most 64 and complex numbers of at most 128 bits can. To fix: save it as these, or "
-            "choose another array with dataset="
+            f"at most 64 and complex numbers of at most 128 bits can. To fix: {way_out}"
         )
     if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_NBYTES:
         raise ConversionError(f"shape {shape} of {dtype} is beyond any machine: the file is broken")

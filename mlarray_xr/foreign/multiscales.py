@@ -20,6 +20,9 @@ _KINDS = {"time": "time", "channel": "channel"}
 _RANKS = {"time": 0, "space": 2}
 """Order of the types of axes; channels and all others come between these."""
 
+_UNEVEN = 1e-6
+"""How far, in steps, times may be from even ones and still count as such."""
+
 _NAMES_OF_UNITS = {unit: name for name, unit in UNITS.items()}
 
 
@@ -122,7 +125,11 @@ def _run(coordinate: Any) -> tuple[float, float, str | None]:
     values = coordinate.values
     if values.dtype.kind in "iuf" and values.ndim == 1 and values.size > 1:
         start, step = float(values[0]), float(values[1]) - float(values[0])
-        if step and np.array_equal(values, start + step * np.arange(values.size)):
+        if not np.array_equal(values, start + step * np.arange(values.size)):
+            step = (float(values[-1]) - start) / (values.size - 1)
+        even = start + step * np.arange(values.size)
+        # Times that were computed, such as TR/2 + k TR, are off by their rounding.
+        if step and np.abs(values - even).max() <= _UNEVEN * abs(step):
             unit = coordinate.attrs.get("units")
             return start, step, unit if isinstance(unit, str) else None
     return 0.0, 1.0, None

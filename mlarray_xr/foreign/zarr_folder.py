@@ -7,22 +7,29 @@ import errno
 import os
 import shutil
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlarray_xr.errors import ConversionError
 from mlarray_xr.storage.publication import check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["published_folder"]
+__all__ = ["check_apart", "published_folder"]
 
 _ROOT_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup")
+
+_SHOWN_NAME_BYTES = 160
+"""Of the target's name in that of the temporary folder: names are 255 bytes long at most."""
 
 
 @contextlib.contextmanager
 def published_folder(path: str, *, overwrite: bool, source: str | None) -> Iterator[str]:
     """Give the name of a folder beside the target; it gets that name when the block ends well.
+
+    It is called ``.NAME.<32 digits>.tmp``. A process that is killed leaves it behind: nobody but
+    its owner knows that no other process, maybe on another machine, is still filling it.
 
     Parameters
     ----------
@@ -56,7 +63,8 @@ def published_folder(path: str, *, overwrite: bool, source: str | None) -> Itera
         parent = os.path.dirname(target)
     else:
         target, parent = check_target(target, overwrite=False)
-    temporary = os.path.join(parent, f".{uuid.uuid4().hex}.tmp")
+    name = os.fsencode(os.path.basename(target))[:_SHOWN_NAME_BYTES].decode(errors="ignore")
+    temporary = os.path.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         for folder, _, files in os.walk(temporary):
@@ -68,10 +76,35 @@ def published_folder(path: str, *, overwrite: bool, source: str | None) -> Itera
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_apart(folder: str, sources: Iterable[str]) -> None:
+    """Refuse to replace a folder that contains what is being read, be it as a link.
+
+    Parameters
+    ----------
+    folder
+        The folder, which need not exist.
+    sources
+        Paths of files that are read.
+
+    Raises
+    ------
+    ConversionError
+        When one of them is inside.
+    """
+    folder = os.path.expanduser(folder)
+    for source in sources if os.path.isdir(folder) else ():
+        whole = os.path.abspath(source)
+        for path in (Path(whole), Path(os.path.realpath(whole))):
+            if any(os.path.exists(up) and os.path.samefile(up, folder) for up in path.parents):
+                raise ConversionError(
+                    f"{folder} contains the file that is read, {path}. To fix: write elsewhere"
+                )
+
+
 def _check_replaceable(target: str, source: str | None) -> None:
     """Refuse to replace, and so delete, what is no Zarr store, or what is being read."""
-    if source is not None and os.path.realpath(source).startswith(target + os.sep):
-        raise ConversionError(f"{target} contains the file that is read. To fix: write elsewhere")
+    if source is not None:
+        check_apart(target, [source])
     is_store = any(os.path.isfile(os.path.join(target, name)) for name in _ROOT_DOCUMENTS)
     if not is_store and not (os.path.isdir(target) and not os.listdir(target)):
         raise ConversionError(

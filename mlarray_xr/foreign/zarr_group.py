@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from mlarray_xr.array import MlaArray
 
-__all__ = ["ImageForm", "add_image", "add_multiscales"]
+__all__ = ["ImageForm", "add_image", "add_multiscales", "zarr_attributes"]
+
+_FILL_VALUE = "_FillValue"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +90,7 @@ def add_image(store: Any, array: MlaArray, form: ImageForm, *, group: str = "") 
         compressors=form.compressors,
         fill_value=form.fill_value,
         dimension_names=stored_axes(array.metadata, array.ndim).dims,
-        attributes=dict(labelled.attrs),
+        attributes=zarr_attributes(labelled.attrs),
     )
     return path
 
@@ -115,6 +117,15 @@ def add_multiscales(store: Any, levels: Mapping[str, MlaArray]) -> None:
     )
     group = _zarr().open_group(store, mode="r+", use_consolidated=False)
     group.update_attributes(ome or {})
+
+
+def zarr_attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the attributes of a variable without the one that xarray does not read as it is.
+
+    In Zarr it takes ``_FillValue`` for its own encoding of one, and fails. The attribute stays in
+    the metadata of the file, which are an attribute as well.
+    """
+    return {str(name): value for name, value in attrs.items() if name != _FILL_VALUE}
 
 
 def _zarr() -> Any:

@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from mlarray_xr.attributes import read_metadata
 from mlarray_xr.errors import ConversionError
@@ -31,16 +32,16 @@ from mlarray_xr.foreign.zarr_store import (
 from mlarray_xr.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    import xarray as xr
     from numpy.typing import NDArray
 
     from mlarray_xr.format.metadata import Metadata
+    from mlarray_xr.record import StoredCoordinate
 
 __all__ = ["array_of", "dimension_names", "labelled_image"]
 
-_V2_DIMS = "_ARRAY_DIMENSIONS"
+_V2_DIMS, _FILL = "_ARRAY_DIMENSIONS", "_FillValue"
 _MAX_COORDINATE_BYTES = 256 << 20
 
 
@@ -63,7 +64,8 @@ def labelled_image(store: ZarrStore, node: ZarrNode) -> ForeignImage:
 
     Dimensions are named by ``dimension_names`` (format 3) or the attribute ``_ARRAY_DIMENSIONS``
     (format 2); coordinates are the arrays of the same group that are named like a dimension or
-    listed in an attribute ``coordinates``.
+    listed in an attribute ``coordinates``. Those that the metadata of a file, among the attributes,
+    describe come in the order of the file, and as they were in it if nobody changed them since.
 
     Raises
     ------
@@ -87,11 +89,11 @@ def _metadata(store: ZarrStore, node: ZarrNode, values: ZarrArray) -> Metadata:
     """Return the metadata of an array."""
     dims = dimension_names(node, len(values.shape))
     group, _, own = node.name.rpartition("/")
-    coords = {}
-    for name in _coordinate_names(store, node, dims):
+    coords, recorded = {}, _recorded(node)
+    for name in _coordinate_names(store, node, dims, recorded):
         found = store.node(f"{group}/{name}".lstrip("/"))
         if found is not None and found.is_array and is_storable(name, found.shape):
-            coordinate = _coordinate(store, found, name)
+            coordinate = _coordinate(store, found, name, recorded.get(name))
             if coordinate is not None and {*coordinate.dims} <= {*dims}:
                 coords[name] = coordinate
     return labelled_metadata(
@@ -104,22 +106,33 @@ def _metadata(store: ZarrStore, node: ZarrNode, values: ZarrArray) -> Metadata:
     )
 
 
-def _coordinate_names(store: ZarrStore, node: ZarrNode, dims: Sequence[str | None]) -> list[str]:
-    """Return the names under which the coordinates of an array may be stored."""
+def _recorded(node: ZarrNode) -> dict[str, StoredCoordinate]:
+    """Return the coordinates of the file that an array came from; nothing of other arrays."""
+    stored = read_metadata(node.attributes)
+    return {} if stored is None else Record.of(stored[0], shape=stored[1]).coords
+
+
+def _coordinate_names(
+    store: ZarrStore,
+    node: ZarrNode,
+    dims: Sequence[str | None],
+    recorded: Mapping[str, StoredCoordinate],
+) -> list[str]:
+    """Return the names under which the coordinates of an array may be stored, in their order."""
     group, _, own = node.name.rpartition("/")
     parent = store.node(group) if own else None
     if parent is None:
         return []
-    names = coordinate_names([dim for dim in dims if dim is not None], node.attributes)
+    # Attributes list them in alphabetical order, and none with a space in its name.
+    names = [*recorded]
+    names += coordinate_names([dim for dim in dims if dim is not None], node.attributes)
     names += coordinate_names((), parent.attributes)
-    stored = read_metadata(node.attributes)
-    if stored is not None:
-        # Those with a space in their name cannot be listed in an attribute.
-        names += Record.of(stored[0], shape=stored[1]).coords
     return [name for name in dict.fromkeys(names) if name != own and is_member_name(name)]
 
 
-def _coordinate(store: ZarrStore, node: ZarrNode, name: str) -> xr.Variable | None:
+def _coordinate(
+    store: ZarrStore, node: ZarrNode, name: str, recorded: StoredCoordinate | None
+) -> xr.Variable | None:
     """Return a coordinate; None where its elements are neither numbers nor texts."""
     dims = [dim for dim in dimension_names(node, len(node.shape)) if dim is not None]
     with warnings.catch_warnings():
@@ -133,7 +146,25 @@ def _coordinate(store: ZarrStore, node: ZarrNode, name: str) -> xr.Variable | No
             values = _plain_values(array[key])
     if values is None or len(dims) != values.ndim:
         return None
-    return decoded_coordinate(name, dims, values, _attributes(node, values.dtype))
+    attrs = _attributes(node, values.dtype)
+    decoded = decoded_coordinate(name, dims, values, attrs)
+    # What CF would decode may have been stored like that: numbers with the units of a time.
+    for found in (xr.Variable(dims, values, attrs), decoded):
+        if recorded is not None and _is_unchanged(found, recorded):
+            return xr.Variable(recorded.dims, recorded.values, recorded.attrs)
+    return decoded
+
+
+def _is_unchanged(found: xr.Variable, recorded: StoredCoordinate) -> bool:
+    """Tell whether a coordinate says what is recorded of it."""
+    # xarray adds a fill value to floats, and others to those with a space in their name.
+    added = {_FILL, "coordinates"} - recorded.attrs.keys()
+    attrs = {name: value for name, value in found.attrs.items() if name not in added}
+    kinds = {found.dtype.kind.replace("O", "U"), recorded.values.dtype.kind}
+    if len(kinds) > 1 or found.dims != recorded.dims or attrs != recorded.attrs:
+        return False
+    has_nan = bool(kinds & {*"fmM"})
+    return np.array_equal(found.values, recorded.values, equal_nan=has_nan)
 
 
 def _plain_values(values: Any) -> NDArray[Any] | None:
@@ -148,8 +179,8 @@ def _plain_values(values: Any) -> NDArray[Any] | None:
 def _attributes(node: ZarrNode, dtype: np.dtype[Any]) -> dict[str, Any]:
     """Return the user's attributes; xarray writes ``_FillValue`` of floats as base64 of 8 bytes."""
     attrs = {name: value for name, value in node.attributes.items() if name != _V2_DIMS}
-    text = attrs.get("_FillValue")
+    text = attrs.get(_FILL)
     if dtype.kind == "f" and isinstance(text, str):
         with contextlib.suppress(binascii.Error, struct.error):
-            (attrs["_FillValue"],) = struct.unpack("<d", base64.b64decode(text))
+            (attrs[_FILL],) = struct.unpack("<d", base64.b64decode(text))
     return attrs

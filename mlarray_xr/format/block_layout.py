@@ -90,7 +90,7 @@ def most_chunk_bytes(header: FrameHeader) -> int:
 
 
 def parse_block_layout(
-    head: bytes, header: FrameHeader, *, number: int, room: int, name: str
+    head: bytes, header: FrameHeader, *, number: int | None, room: int, name: str
 ) -> BlockLayout:
     """Parse and check header and block table of a chunk.
 
@@ -101,7 +101,7 @@ def parse_block_layout(
     header
         The checked header of the frame.
     number
-        C-order number of the chunk, for errors.
+        C-order number of the chunk, for errors; None where `name` names the chunk.
     room
         The most bytes that the chunk can have.
     name

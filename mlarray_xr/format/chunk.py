@@ -312,13 +312,20 @@ def repeated_chunk(value: bytes, header: FrameHeader) -> bytes:
 
 
 def damaged_chunk(
-    number: int, nbytes: int, cbytes: int, *, header: FrameHeader, name: str
+    number: int | None, nbytes: int, cbytes: int, *, header: FrameHeader, name: str
 ) -> ChunkError:
-    """Return the error of a chunk whose header or table of blocks is impossible."""
-    where = tuple(int(i) for i in np.unravel_index(number, header.chunk_grid or (1,)))
+    """Return the error of a chunk whose header or table of blocks is impossible.
+
+    Without a number it is the chunk that `name` names.
+    """
+    which = "it"
+    if number is not None:
+        where = tuple(int(i) for i in np.unravel_index(number, header.chunk_grid or (1,)))
+        which = f"chunk {number} (grid position {where})"
     return ChunkError(
-        f"{name}: chunk {number} (grid position {where}) is damaged: it claims {nbytes} bytes in "
-        f"{cbytes} stored, {header.chunksize} are right. Other chunks can still be read"
+        f"{name}: {which} is damaged: it claims {nbytes} bytes in {cbytes} stored, "
+        f"{header.chunksize} are right, or does not begin as a chunk of this array does. Other "
+        "chunks can still be read"
     )
 
 

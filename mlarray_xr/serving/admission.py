@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ ANY_ORIGIN = "*"
 _METHODS = "GET, HEAD, OPTIONS"
 _LOOPBACK_NAME = "localhost"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/\s,]+)(?::[0-9]{0,5})?")
+_PORTS = {"http": 80, "https": 443}
 _MOST_HEAD_BYTES = 16 << 10
 _MOST_PATH_BYTES = 8 << 10
 _ALLOWED_HEADERS = (
@@ -54,6 +56,13 @@ class Admission:
     """What the server listens on."""
     origins: frozenset[str] = frozenset()
     """Allowed besides those of this machine, as `parse_origin` returns them; ``*`` is any."""
+    machine_names: frozenset[str] = field(init=False)
+    """What others may call this machine, where the server listens on all of its addresses."""
+
+    def __post_init__(self) -> None:
+        """Ask once for the names: a name server may have to be asked."""
+        names = _machine_names() if _is_unspecified(self.bound_host) else frozenset()
+        object.__setattr__(self, "machine_names", names)
 
     def refusal(self, request: Request) -> Answer | None:
         """Return why a request is not answered; None when it is."""
@@ -76,18 +85,18 @@ class Admission:
         """Tell whether a Host header names this server.
 
         A name that an attacker owns can point here, an address cannot: where the server listens on
-        all addresses, any address is right, and the machine's own name.
+        all addresses, any address is right, and the machine's own names.
         """
         found = _HOST.fullmatch(text)
         if found is None:
             return False
         host = found.group(1).strip("[]").lower()
-        if host == self.bound_host.lower() or is_loopback(host):
+        # Clients keep the scope of an address to themselves (RFC 6874).
+        if host == self.bound_host.partition("%")[0].lower() or is_loopback(host):
             return True
-        address = _address(self.bound_host)
-        if address is None or not address.is_unspecified:
+        if not _is_unspecified(self.bound_host):
             return False
-        return _address(host) is not None or host == socket.gethostname().lower()
+        return _address(host) is not None or host in self.machine_names
 
     def allows(self, origin: str) -> bool:
         """Tell whether pages of an origin may read."""
@@ -144,7 +153,7 @@ def parse_origin(text: str) -> str:
 
     Examples
     --------
-    >>> parse_origin("https://Neuroglancer-Demo.appspot.com/")
+    >>> parse_origin("https://Neuroglancer-Demo.appspot.com:443/")
     'https://neuroglancer-demo.appspot.com'
     """
     if text == ANY_ORIGIN:
@@ -155,8 +164,29 @@ def parse_origin(text: str) -> str:
     if not is_bare or not has_host or parts.scheme not in ("http", "https") or " " in text:
         msg = f"{text!r} is no origin. To fix: https://host or http://host:port, or * for any"
         raise ValueError(msg)
-    _ = parts.port  # raises when it is no number
-    return f"{parts.scheme}://{parts.netloc.lower()}"
+    port = parts.port  # raises when it is no number
+    shown = "" if port in (None, _PORTS[parts.scheme]) else f":{port}"
+    return f"{parts.scheme}://{_browsers_host(parts.hostname or '')}{shown}"
+
+
+def _browsers_host(host: str) -> str:
+    """Return a host as browsers write it: addresses in short, names in ASCII (RFC 3492).
+
+    Raises
+    ------
+    ValueError
+        When a name cannot be written so.
+    """
+    address = _address(host)
+    if address is not None:
+        return f"[{address.compressed}]" if address.version == 6 else address.compressed
+    # Letter by letter, as browsers do: Python's own encoding makes "ss" of a sharp s.
+    plain = unicodedata.normalize("NFKC", "".join(letter.lower() for letter in host))
+    labels = (
+        label if label.isascii() else f"xn--{label.encode('punycode').decode('ascii')}"
+        for label in plain.split(".")
+    )
+    return ".".join(labels)
 
 
 def is_loopback(host: str) -> bool:
@@ -171,6 +201,18 @@ def is_loopback(host: str) -> bool:
     """
     address = _address(host)
     return host.lower() == _LOOPBACK_NAME or (address is not None and address.is_loopback)
+
+
+def _is_unspecified(host: str) -> bool:
+    """Tell whether a host stands for all addresses of a machine."""
+    address = _address(host)
+    return address is not None and address.is_unspecified
+
+
+def _machine_names() -> frozenset[str]:
+    """Return what this machine is called: by itself, by name servers, and in its own network."""
+    name = socket.gethostname().lower()
+    return frozenset({name, socket.getfqdn().lower(), f"{name.partition('.')[0]}.local"})
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mlarray_xr.errors import SourceChanged, SourceError
+from mlarray_xr.errors import SourceChanged
 from mlarray_xr.serving.byte_range import parse_range
 from mlarray_xr.serving.conditions import choose_status
 
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-__all__ = ["Answer", "FilePart", "checked_answer", "ranged_answer", "send_answer", "text_answer"]
+__all__ = [
+    "Answer",
+    "FilePart",
+    "busy_answer",
+    "checked_answer",
+    "ranged_answer",
+    "send_answer",
+    "text_answer",
+    "unreadable_answer",
+]
 
 _PIECE_BYTES = 256 << 10
 """Most bytes of a file that are in memory for one client."""
@@ -83,6 +92,27 @@ def text_answer(status: int, text: str, *, headers: Mapping[str, str] | None = N
     """Return a line of text, such as the reason of a refusal."""
     kind = {"Content-Type": "text/plain; charset=utf-8"}
     return Answer(status=status, headers={**kind, **(headers or {})}, body=f"{text}\n".encode())
+
+
+def busy_answer() -> Answer:
+    """Refuse for now, since too much is under way."""
+    return text_answer(503, "the server is busy: try again", headers=_RETRY)
+
+
+def unreadable_answer(error: OSError) -> Answer:
+    """Return what is answered when a file cannot be read: another moment helps only sometimes.
+
+    Examples
+    --------
+    >>> unreadable_answer(PermissionError()).status, unreadable_answer(TimeoutError()).status
+    (403, 503)
+    """
+    if isinstance(error, SourceChanged):
+        return text_answer(503, "the file changed just now", headers=_RETRY)
+    denied = (error, error.__cause__)
+    if any(isinstance(each, PermissionError) for each in denied):
+        return text_answer(403, "the file cannot be read: the server may not open it")
+    return text_answer(503, "the file cannot be read")
 
 
 def checked_answer(request: Request, version: Version) -> Answer | None:
@@ -153,11 +183,11 @@ async def send_answer(
     else:
         try:
             first = await _read(part, 0, threads)
-        except SourceError as error:
+        except OSError as error:
             _log.warning("%s", error)
-            changed = text_answer(503, "the file changed just now", headers=_RETRY)
+            refusal = unreadable_answer(error)
             await send_answer(
-                changed, method=method, headers=headers, receive=receive, send=send, threads=threads
+                refusal, method=method, headers=headers, receive=receive, send=send, threads=threads
             )
             return
         await send(_start(answer, headers))
@@ -176,7 +206,7 @@ async def _send_part(
             piece = await _read(part, sent, threads)
             sent += len(piece)
             await send(_piece(piece, is_last=sent == len(part)))
-    except SourceError as error:
+    except OSError as error:
         # An answer that is left unfinished makes the server close the connection.
         _log.warning("%s; an answer was cut off", error)
     finally:

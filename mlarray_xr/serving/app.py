@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from mlarray_xr.errors import ConversionError, FormatError, SourceChanged
-from mlarray_xr.serving.answer import send_answer, text_answer
-from mlarray_xr.serving.index_page import answer_index
+from mlarray_xr.serving.answer import busy_answer, send_answer, text_answer, unreadable_answer
+from mlarray_xr.serving.index_page import answer_group, answer_index
 from mlarray_xr.serving.raw_file import answer_raw
 from mlarray_xr.serving.request import Request
 from mlarray_xr.serving.zarr_file import ZarrFiles
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
     from mlarray_xr.serving.admission import Admission
     from mlarray_xr.serving.answer import Answer, Receive, Send
-    from mlarray_xr.serving.catalogue import Catalogue
+    from mlarray_xr.serving.catalogue import Catalogue, ServedFile
     from mlarray_xr.serving.served_chunks import Encoding
 
 __all__ = ["ServingApp"]
 
 _FEWEST_THREADS, _MOST_THREADS = 4, 16
+_MOST_REQUESTS = 256
+_ZARR = "zarr"
 _NO_FILE = "there is no such file"
 
 _log = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class ServingApp:
         How the chunks of Zarr are packed.
     overviews
         Whether overviews are levels of the Zarr hierarchy of their file.
+    n_requests
+        How many are answered at one time; 503 beyond.
     """
 
     def __init__(
@@ -56,27 +60,36 @@ class ServingApp:
         admission: Admission,
         encoding: Encoding = "blosc",
         overviews: bool = True,
+        n_requests: int = _MOST_REQUESTS,
     ) -> None:
         self._catalogue, self._admission = catalogue, admission
-        self._zarr_files = ZarrFiles(encoding=encoding, overviews=overviews)
+        self._overviews = overviews
+        self._zarr_files = ZarrFiles(encoding=encoding)
+        self._n_requests, self._n_answering = n_requests, 0
         n_threads = min(max(os.cpu_count() or 1, _FEWEST_THREADS), _MOST_THREADS)
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="mla-serve")
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request of an ASGI server."""
         request = Request.of_scope(scope)
-        answer = self._admission.refusal(request)
-        if answer is None:
-            loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._threads, self.answer, request)
-        await send_answer(
-            answer,
-            method=request.method,
-            headers=self._admission.headers(request),
-            receive=receive,
-            send=send,
-            threads=self._threads,
-        )
+        self._n_answering += 1
+        try:
+            answer = self._admission.refusal(request)
+            if answer is None and self._n_answering > self._n_requests:
+                answer = busy_answer()
+            if answer is None:
+                loop = asyncio.get_running_loop()
+                answer = await loop.run_in_executor(self._threads, self.answer, request)
+            await send_answer(
+                answer,
+                method=request.method,
+                headers=self._admission.headers(request),
+                receive=receive,
+                send=send,
+                threads=self._threads,
+            )
+        finally:
+            self._n_answering -= 1
 
     def answer(self, request: Request) -> Answer:
         """Answer an admitted request; what goes wrong becomes a status and a line in the log."""
@@ -96,7 +109,7 @@ class ServingApp:
             return text_answer(500, "the file is damaged, or is no .mla file")
         except OSError as error:
             _log.warning("%s: %s", request.raw_path, error)
-            return text_answer(503, "the file cannot be read now")
+            return unreadable_answer(error)
         except Exception:
             _log.exception("%s", request.raw_path)
             return text_answer(500, "the server failed")
@@ -115,7 +128,23 @@ class ServingApp:
             return text_answer(404, _NO_FILE)
         file, rest = found
         if kind == "raw" and not rest:
-            return answer_raw(request, file.path)
-        if kind == "zarr":
-            return self._zarr_files.file(file.path).answer(request, rest)
-        return text_answer(404, _NO_FILE)
+            return answer_raw(request, self._catalogue.pinned(file))
+        if kind != _ZARR:
+            return text_answer(404, _NO_FILE)
+        if not rest:
+            self._catalogue.pinned(file)
+            return answer_group(request, file)
+        return self._answer_zarr(request, file, rest)
+
+    def _answer_zarr(self, request: Request, file: ServedFile, key: str) -> Answer:
+        """Answer a request for a key of a file as Zarr."""
+        if self._overviews:
+            sources = self._catalogue.pinned_levels(file)
+        else:
+            sources = (self._catalogue.pinned(file),)
+        try:
+            return self._zarr_files.file(sources).answer(request, key)
+        except FormatError:
+            for source in sources:
+                source.check()  # what was read of two versions says nothing about either
+            raise

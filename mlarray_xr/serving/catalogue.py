@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.errors import SourceError
+from mlarray_xr.errors import SourceChanged, SourceError
 from mlarray_xr.overview_siblings import MOST_LEVELS, is_level_file, level_path, names_level
 from mlarray_xr.serving.url_path import is_servable_name
 from mlarray_xr.storage.address import is_url, local_path
+from mlarray_xr.storage.source import LocalSource, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -56,7 +57,8 @@ class Catalogue:
     Of folders every ``.mla`` file below them is shown, those that come later too; hidden ones are
     not, nor what symbolic links lead to outside of the folder. Names are paths inside the folder;
     where several paths are given they begin with the folder's name. Overviews belong to their file:
-    they can be asked for, but are not listed.
+    they can be asked for, but are not listed. Beside a file that was given they have to be where it
+    is as well, and those with the name of another file that was given are only in its Zarr view.
 
     Parameters
     ----------
@@ -90,13 +92,22 @@ class Catalogue:
         self._given = {root.path for root in self._roots}
         self._rescan_after_s = rescan_after_s
         self._scanning = threading.Lock()
-        self._is_level: dict[str, bool] = {}
+        self._is_level: dict[LocalSource, bool] = {}
+        self._unnamed: tuple[str, ...] = ()
         self._files = self._scan()
         self._scanned_at = time.monotonic()
 
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """Paths of files that are not shown, since no URL or page can hold their names."""
+        return self._unnamed
+
     def listed(self) -> list[ServedFile]:
         """Return the files by name, without the overviews of others; looks into the folders."""
-        return [file for _, file in sorted(self._current().items()) if not self._belongs(file)]
+        files = self._current().values()
+        stems = {os.path.splitext(file.path)[0] for file in files}
+        levels = self._levels([f for f in files if _stem_of_level(f.path) in stems])
+        return sorted((f for f in files if f.path not in levels), key=lambda file: file.name)
 
     def find(self, segments: Sequence[str]) -> tuple[ServedFile, str] | None:
         """Return the file that the first segments of a path name, and the rest of the path.
@@ -122,34 +133,101 @@ class Catalogue:
                     return (file, rest) if self._may_be_shown(file) else None
         return None
 
+    def pinned(self, file: ServedFile) -> LocalSource:
+        """Return a file as it is now, which no symbolic link leads out of the folder to.
+
+        What is opened later is compared with what was pinned: who puts a link in its place
+        meanwhile shows nothing else.
+
+        Raises
+        ------
+        FileNotFoundError
+            When it is gone, or is not to be seen by now.
+        SourceChanged
+            When it was replaced just now.
+        SourceError
+            When it is no regular file.
+        """
+        return self._pinned(file.path, file.folder)
+
+    def pinned_levels(self, file: ServedFile) -> tuple[LocalSource, ...]:
+        """Return a file and what has the names of its levels, up to the first not to be seen."""
+        found = [self.pinned(file)]
+        for level in range(1, MOST_LEVELS + 1):
+            try:
+                found.append(self._pinned(level_path(file.path, level), file.folder))
+            except SourceChanged:
+                raise
+            except OSError:
+                break
+        return tuple(found)
+
+    def _pinned(self, path: str, folder: str) -> LocalSource:
+        """Pin a file, and then look where it is."""
+        source = source_of(path)
+        assert isinstance(source, LocalSource)
+        if path in self._given:
+            return source
+        # After pinning: a link that is put there between the two leads to another file.
+        real = os.path.realpath(path)
+        if not _is_visible(real, folder):
+            raise FileNotFoundError(f"{path}: it leads to what is not shown")
+        source.check_stat(os.stat(real))
+        return source
+
     def _current(self) -> dict[str, ServedFile]:
-        """Return the files, after another look into the folders where the last one is too old."""
-        with self._scanning:
-            if time.monotonic() - self._scanned_at >= self._rescan_after_s:
-                self._files = self._scan()
-                self._scanned_at = time.monotonic()
-            return self._files
+        """Return the files, after another look into the folders where the last one is too old.
+
+        One thread looks; what others find meanwhile is what was there before.
+        """
+        if self._scanning.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._scanned_at >= self._rescan_after_s:
+                    self._files = self._scan()
+                    self._scanned_at = time.monotonic()
+            finally:
+                self._scanning.release()
+        return self._files
 
     def _scan(self) -> dict[str, ServedFile]:
-        """Look what is there."""
+        """Look what is there: what was given comes before the levels beside it."""
         found: dict[str, ServedFile] = {}
+        unnamed: list[str] = []
         for root in self._roots:
-            for file in _files_below(root) if root.is_folder else _file_and_levels(root):
+            for file in _files_below(root) if root.is_folder else (_given_file(root),):
                 if is_servable_name(file.name):
+                    found[file.name] = file
+                else:
+                    unnamed.append(file.path)
+        labels = {root.label for root in self._roots}
+        for root in self._roots:
+            for file in () if root.is_folder else _levels_beside(root):
+                if file.name not in labels:
                     found.setdefault(file.name, file)
+        self._unnamed = tuple(unnamed)
         return found
-
-    def _belongs(self, file: ServedFile) -> bool:
-        """Tell whether a file is the overview of another one; opens what has such a name once."""
-        if file.path in self._given or not names_level(file.path):
-            return False
-        if file.path not in self._is_level:
-            self._is_level[file.path] = is_level_file(file.path)
-        return self._is_level[file.path]
 
     def _may_be_shown(self, file: ServedFile) -> bool:
         """Tell whether no symbolic link leads out of the folder, or to what is hidden, by now."""
-        return file.path in self._given or _is_visible(file.path, file.folder)
+        return file.path in self._given or _is_visible(os.path.realpath(file.path), file.folder)
+
+    def _levels(self, candidates: Sequence[ServedFile]) -> set[str]:
+        """Return the paths of overviews among files with such names; opens each state once."""
+        known: dict[LocalSource, bool] = {}
+        paths = set()
+        for file in candidates:
+            if file.path in self._given:
+                continue
+            try:
+                source = self.pinned(file)
+            except OSError:
+                continue
+            is_level = self._is_level.get(source)
+            known[source] = is_level_file(file.path) if is_level is None else is_level
+            if known[source]:
+                paths.add(file.path)
+        self._is_level = known
+        return paths
 
 
 def _roots(paths: Sequence[str | os.PathLike[str]]) -> tuple[_Root, ...]:
@@ -188,14 +266,25 @@ def _free(label: str, taken: Iterable[str]) -> str:
     return next(each for each in labels if each not in taken)
 
 
-def _file_and_levels(root: _Root) -> Iterator[ServedFile]:
-    """Yield a file, and the overviews beside it."""
+def _given_file(root: _Root) -> ServedFile:
+    """Return a file that was given."""
     folder = os.path.realpath(os.path.dirname(root.path))
-    for level in range(MOST_LEVELS + 1):
+    return ServedFile(name=root.label, path=root.path, folder=folder)
+
+
+def _levels_beside(root: _Root) -> Iterator[ServedFile]:
+    """Yield the overviews beside a file."""
+    folder = os.path.realpath(os.path.dirname(root.path))
+    for level in range(1, MOST_LEVELS + 1):
         path = level_path(root.path, level)
-        if level and not is_level_file(path):
+        if not _is_visible(os.path.realpath(path), folder) or not is_level_file(path):
             break
         yield ServedFile(name=level_path(root.label, level), path=path, folder=folder)
+
+
+def _stem_of_level(path: str) -> str | None:
+    """Return the path, less its suffix, of the file that one is named as a level of."""
+    return os.path.splitext(os.path.splitext(path)[0])[0] if names_level(path) else None
 
 
 def _files_below(root: _Root) -> Iterator[ServedFile]:
@@ -204,15 +293,15 @@ def _files_below(root: _Root) -> Iterator[ServedFile]:
         folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if name.endswith(_SUFFIX) and _is_visible(path, root.path):
+            is_hidden = name.startswith(_HIDDEN) or not name.lower().endswith(_SUFFIX)
+            if not is_hidden and _is_visible(os.path.realpath(path), root.path):
                 inside = os.path.relpath(path, root.path).replace(os.sep, "/")
                 full = f"{root.label}/{inside}" if root.label else inside
                 yield ServedFile(name=full, path=path, folder=root.path)
 
 
-def _is_visible(path: str, folder: str) -> bool:
-    """Tell whether a path, links resolved, is a regular file in or below a folder, not hidden."""
-    real = os.path.realpath(path)
+def _is_visible(real: str, folder: str) -> bool:
+    """Tell whether a path without links is a regular file in or below a folder, not hidden."""
     prefix = os.path.join(folder, "")
     if not real.startswith(prefix) or not os.path.isfile(real):
         return False

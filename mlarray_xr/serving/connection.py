@@ -20,11 +20,14 @@ class Limits:
     """What one client, and all of them together, may take."""
 
     n_requests: int = 256
-    """Connections and requests at one time; 503 beyond."""
+    """Requests that are answered at one time, 503 beyond, and half of the connections: more are
+    closed at once."""
     head_bytes: int = 16 << 10
     """Of the first line and the headers of a request."""
+    first_wait_s: float = 10.0
+    """How long a connection may wait for its first complete request, seconds."""
     wait_s: float = 60.0
-    """How long a connection may wait for its first or its next complete request, seconds."""
+    """How long it may wait for the next one, seconds."""
     stall_s: float = 60.0
     """How long a client may take for what the server has in memory for it, seconds: a piece of a
     file of 256 KiB, or a chunk."""
@@ -49,7 +52,7 @@ class BoundedConnection(_Protocol):
         super().connection_made(transport)
         if len(self.connections) > 2 * self.limits.n_requests:
             transport.abort()
-        self._wait()
+        self._wait(self.limits.first_wait_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
@@ -59,7 +62,7 @@ class BoundedConnection(_Protocol):
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request, or for the end of a connection that is closing."""
-        self._wait()
+        self._wait(self.limits.wait_s)
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -84,10 +87,10 @@ class BoundedConnection(_Protocol):
         """Tell whether a request is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _wait(self) -> None:
+    def _wait(self, wait_s: float) -> None:
         """Give the client time for its next request."""
         self._stop(self._waiting)
-        self._waiting = self.loop.call_later(self.limits.wait_s, self._give_up)
+        self._waiting = self.loop.call_later(wait_s, self._give_up)
 
     def _give_up(self) -> None:
         """Drop a connection on which nothing is being answered; what was not taken is lost."""

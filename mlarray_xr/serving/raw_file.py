@@ -6,29 +6,19 @@ from typing import TYPE_CHECKING
 
 from mlarray_xr.serving.answer import FilePart, checked_answer, ranged_answer
 from mlarray_xr.serving.conditions import Version
-from mlarray_xr.storage.source import LocalSource, source_of
 
 if TYPE_CHECKING:
     from mlarray_xr.serving.answer import Answer
     from mlarray_xr.serving.request import Request
+    from mlarray_xr.storage.source import LocalSource
 
 __all__ = ["answer_raw"]
 
 _NS_PER_S = 10**9
 
 
-def answer_raw(request: Request, path: str) -> Answer:
-    """Answer a GET or HEAD request for the bytes of a file, which is pinned for this one answer.
-
-    Raises
-    ------
-    FileNotFoundError
-        When it is gone.
-    SourceError
-        When it is no regular file.
-    """
-    source = source_of(path)
-    assert isinstance(source, LocalSource)
+def answer_raw(request: Request, source: LocalSource) -> Answer:
+    """Answer a GET or HEAD request for the bytes of a file, pinned for this one answer."""
     version = Version(
         etag=f'"{source.size:x}-{source.mtime_ns:x}-{source.inode:x}"',
         modified_s=source.mtime_ns // _NS_PER_S,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["Request"]
 
 _PER_HEADER = len(": \r\n")
+_GROUPS = "/zarr/"
+# How clients write a target that they would send a proxy (RFC 9112, 3.2.2).
+_ABSOLUTE = re.compile(r"http://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,22 +41,30 @@ class Request:
 
     @classmethod
     def of_scope(cls, scope: Mapping[str, Any]) -> Self:
-        """Read the scope of an ASGI server."""
+        """Read the scope of an ASGI server; of an absolute target its own host counts."""
         values: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             values.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         lengths = (len(name) + len(value) + _PER_HEADER for name, value in scope["headers"])
+        headers = {name: ", ".join(each) for name, each in values.items()}
+        raw_path = scope["raw_path"].decode("latin-1")
+        if (absolute := _ABSOLUTE.fullmatch(raw_path)) is not None:
+            headers["host"], raw_path = absolute.group(1), absolute.group(2) or "/"
         return cls(
             method=scope["method"],
-            raw_path=scope["raw_path"].decode("latin-1"),
-            headers={name: ", ".join(each) for name, each in values.items()},
+            raw_path=raw_path,
+            headers=headers,
             n_bytes=len(scope["raw_path"]) + sum(lengths),
         )
 
     @property
     def segments(self) -> tuple[str, ...] | None:
-        """Decoded segments of the path; None where one is no plain name."""
-        return segments_of(self.raw_path)
+        """Decoded segments of the path; None where one is no plain name.
+
+        A group of Zarr may be written as a folder, with a slash at its end.
+        """
+        is_group = self.raw_path.startswith(_GROUPS)
+        return segments_of(self.raw_path.removesuffix("/") if is_group else self.raw_path)
 
     @property
     def has_body(self) -> bool:

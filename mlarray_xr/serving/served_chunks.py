@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from mlarray_xr.errors import MissingDependencyError
+from mlarray_xr.errors import ConversionError, MissingDependencyError
 from mlarray_xr.foreign.zarr_group import ImageForm
+from mlarray_xr.serving.stored_box import read_box
 
 if TYPE_CHECKING:
     from mlarray_xr.array import MlaArray
+    from mlarray_xr.zarr_view.stored_chunks import StoredChunks
 
 __all__ = [
     "ENCODINGS",
@@ -27,6 +29,8 @@ ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 """How chunks may be packed: the codecs that zarr-python and browsers' viewers share."""
 
 _MOST_CHUNK_BYTES = 4 << 20
+_MOST_DECODED_BYTES = 64 << 20
+"""Of the blocks that one chunk is put together from."""
 _FAST = 1
 _LARGEST_WORD = 8
 _NEEDED = (
@@ -45,8 +49,9 @@ def plan_served_chunks(
 ) -> tuple[int, ...]:
     """Choose the chunks that an array is served in: those of the file, or parts of them.
 
-    Parts are whole blocks that divide the chunk, so that nothing is decoded for two of them, as
-    long as such parts are small enough; where a block is too large, it is split.
+    Parts are whole blocks that divide the chunk, so that nothing is decoded for two of them. No
+    block is split, however large it is: it would be decoded again for each of its pieces. Where
+    whole blocks do not divide the chunk, some are decoded for two parts along an axis.
 
     Parameters
     ----------
@@ -57,7 +62,7 @@ def plan_served_chunks(
     itemsize
         Bytes of one element.
     most_bytes
-        Most bytes of a decoded chunk; one element is the smallest.
+        Most bytes of a decoded chunk; one block is the smallest.
 
     Returns
     -------
@@ -72,14 +77,17 @@ def plan_served_chunks(
     (128, 128, 128)
     """
     served = [max(1, min(c, n)) for c, n in zip(chunks, shape, strict=True)]
-    while math.prod(served) * itemsize > most_bytes and max(served, default=1) > 1:
+    chunks, blocks = (tuple(max(1, n) for n in extents) for extents in (chunks, blocks))
+    while math.prod(served) * itemsize > most_bytes:
         smaller = {
             axis: fewer
             for axis, extent in enumerate(served)
             if (fewer := _fewer_blocks(extent, shape[axis], chunks[axis], blocks[axis]))
         }
-        axis = max(smaller or range(len(served)), key=served.__getitem__)
-        served[axis] = smaller.get(axis, -(-served[axis] // 2))
+        if not smaller:
+            break
+        axis = max(smaller, key=served.__getitem__)
+        served[axis] = smaller[axis]
     return tuple(served)
 
 
@@ -88,6 +96,8 @@ def served_form(file: MlaArray, *, encoding: Encoding) -> ImageForm:
 
     Raises
     ------
+    ConversionError
+        When a chunk would be put together from more than 64 MiB of blocks.
     MissingDependencyError
         When zarr is not installed.
     """
@@ -108,10 +118,12 @@ def served_form(file: MlaArray, *, encoding: Encoding) -> ImageForm:
         "zstd": (ZstdCodec(level=_FAST, checksum=False),),
         "none": None,
     }
+    chunks = plan_served_chunks(
+        file.shape, chunks=file.chunks, blocks=file.blocks, itemsize=file.dtype.itemsize
+    )
+    _check_decoded(file, chunks)
     return ImageForm(
-        chunks=plan_served_chunks(
-            file.shape, chunks=file.chunks, blocks=file.blocks, itemsize=file.dtype.itemsize
-        ),
+        chunks=chunks,
         fill_value=False if file.dtype.kind == "b" else 0,
         serializer=BytesCodec(endian="little"),
         compressors=compressors[encoding],
@@ -119,14 +131,14 @@ def served_form(file: MlaArray, *, encoding: Encoding) -> ImageForm:
 
 
 def read_chunk(
-    file: MlaArray, index: tuple[int, ...], *, chunks: tuple[int, ...]
+    stored: StoredChunks, index: tuple[int, ...], *, chunks: tuple[int, ...]
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """Read a chunk of the grid that is served, as Zarr wants it: whole and little-endian.
 
     Parameters
     ----------
-    file
-        The file.
+    stored
+        The chunks of the file.
     index
         Place in the grid, inside it.
     chunks
@@ -136,13 +148,19 @@ def read_chunk(
     -------
     numpy.ndarray
         Of the extents of a chunk, zeros beyond the edge of the array.
+
+    Raises
+    ------
+    ChunkError
+        When a chunk of the file is damaged.
+    SourceChanged
+        When the file is another one by now.
     """
+    file = stored.file
     box = tuple(
         (i * c, min((i + 1) * c, n)) for i, c, n in zip(index, chunks, file.shape, strict=True)
     )
-    # The threads of the server are the parallelism.
-    values = file.read(box, threads=1)
-    little = values.astype(file.dtype.newbyteorder("<"), copy=False)
+    little = read_box(stored, box).astype(file.dtype.newbyteorder("<"), copy=False)
     if little.shape == chunks:
         return little
     padded = np.zeros(chunks, little.dtype)
@@ -182,13 +200,28 @@ def _shuffled_bytes(dtype: np.dtype[Any]) -> int:
     return min(dtype.itemsize, _LARGEST_WORD)
 
 
+def _check_decoded(file: MlaArray, served: tuple[int, ...]) -> None:
+    """Refuse files of which far more is decoded for a chunk than is served."""
+    if 0 in file.shape:
+        return
+    n_bytes = file.dtype.itemsize
+    for extent, n, chunk, block in zip(served, file.shape, file.chunks, file.blocks, strict=True):
+        is_aligned = n <= chunk or not chunk % extent
+        n_bytes *= (-(-extent // block) + (not is_aligned)) * block
+    if n_bytes > _MOST_DECODED_BYTES:
+        msg = (
+            f"chunks {served} of blocks {file.blocks} and {file.dtype} take {n_bytes} decoded "
+            f"bytes each, the limit is {_MOST_DECODED_BYTES}. To fix: write a copy with smaller "
+            "blocks"
+        )
+        raise ConversionError(msg)
+
+
 def _fewer_blocks(extent: int, n: int, chunk: int, block: int) -> int | None:
     """Return the next smaller number of whole blocks that makes a grid; None without one."""
-    if n <= chunk:  # one chunk: any number of blocks begins a grid
+    if n <= chunk or chunk % block:  # any number of blocks begins a grid; of others none fits it
         fewer = -(-extent // (2 * block)) * block
         return fewer if fewer < extent else None
-    if chunk % block:
-        return None
     count = chunk // block
     small = [i for i in range(1, math.isqrt(count) + 1) if not count % i]
     divisors = {*small, *(count // i for i in small)}

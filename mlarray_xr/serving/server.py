@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import socket
 import threading
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["RunningServer", "run_server", "served"]
 
 _WILDCARDS = ("0.0.0.0", "::")
+_HOSTS = "127.0.0.1 for this machine alone, 0.0.0.0 for the whole network, or an address of its own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,7 +96,7 @@ def run_server(
     MissingDependencyError
         When uvicorn or zarr are not installed.
     OSError
-        When the port is taken.
+        When the port is taken, or there is no such host or address here.
     ValueError
         When an origin is none.
 
@@ -113,7 +115,11 @@ def run_server(
     catalogue = Catalogue(paths)
     admission = Admission(bound_host=host, origins=frozenset(map(parse_origin, allow_origins)))
     app = ServingApp(
-        catalogue=catalogue, admission=admission, encoding=encoding, overviews=overviews
+        catalogue=catalogue,
+        admission=admission,
+        encoding=encoding,
+        overviews=overviews,
+        n_requests=limits.n_requests,
     )
     try:
         with _listening(host, port) as listener:
@@ -185,10 +191,23 @@ def _check_libraries() -> None:
 
 def _listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens."""
-    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     try:
-        return socket.create_server(where[:2], family=family)
+        # An empty name would be one of this machine, whichever.
+        found = socket.getaddrinfo(host or ".", port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(
+            f"host {host!r} is no address or name that is known here: {reason}. To fix: {_HOSTS}"
+        ) from error
+    family, _, _, _, where = found[0]
+    try:
+        # With the scope of an IPv6 address, if it has one.
+        return socket.create_server(where, family=family)
     except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+            raise OSError(
+                f"host {host!r} is no address of this machine: {error.strerror}. To fix: {_HOSTS}"
+            ) from error
         raise OSError(
             f"port {port} of {host} cannot be listened on: {error.strerror}. To fix: another port, "
             "or 0 for a free one"
@@ -198,7 +217,7 @@ def _listening(host: str, port: int) -> socket.socket:
 def _address(host: str, listener: socket.socket) -> str:
     """Return the URL of a listening socket; of one on all addresses by the machine's name."""
     name = socket.gethostname() if host in _WILDCARDS else host
-    shown = f"[{name}]" if ":" in name else name
+    shown = f"[{name.replace('%', '%25')}]" if ":" in name else name
     return f"http://{shown}:{listener.getsockname()[1]}/"
 
 
@@ -218,7 +237,6 @@ def _server(app: ServingApp, limits: Limits) -> uvicorn.Server:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=limits.n_requests,
         timeout_keep_alive=math.ceil(limits.wait_s),
         timeout_graceful_shutdown=limits.finish_s,
         h11_max_incomplete_event_size=limits.head_bytes,

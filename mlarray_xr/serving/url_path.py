@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from urllib.parse import quote, unquote_to_bytes
 
 __all__ = ["is_servable_name", "segments_of", "url_path"]
 
 _REFUSED = ("", ".", "..")
+_UNFIT = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Categories of characters that break lines, hide, turn the direction, or are none."""
+_MOST_SEGMENTS = 64
+_MOST_NAME_SEGMENTS = 48
+"""Leaves room for the key of a chunk behind the name."""
 
 
 def segments_of(raw_path: str) -> tuple[str, ...] | None:
@@ -26,6 +32,8 @@ def segments_of(raw_path: str) -> tuple[str, ...] | None:
     >>> segments_of("/raw/%2e%2e/secret") is segments_of("/raw/..%2fsecret") is None
     True
     """
+    if raw_path.count("/") > _MOST_SEGMENTS:
+        return None
     try:
         segments = [
             unquote_to_bytes(segment).decode("utf-8")
@@ -46,7 +54,8 @@ def is_servable_name(name: str) -> bool:
     >>> is_servable_name("a\nb.mla")
     False
     """
-    return all(map(_is_plain, name.split("/")))
+    segments = name.split("/")
+    return len(segments) <= _MOST_NAME_SEGMENTS and all(map(_is_plain, segments))
 
 
 def url_path(name: str) -> str:
@@ -63,4 +72,5 @@ def url_path(name: str) -> str:
 def _is_plain(segment: str) -> bool:
     """Tell whether a segment is a name on every system, and fit to be shown."""
     has_separator = "/" in segment or "\\" in segment
-    return segment not in _REFUSED and not has_separator and segment.isprintable()
+    is_fit = all(unicodedata.category(letter) not in _UNFIT for letter in segment)
+    return segment not in _REFUSED and not has_separator and is_fit

@@ -12,18 +12,20 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlarray_xr.array import MlaArray
-from mlarray_xr.overview_siblings import MOST_LEVELS, level_path
+from mlarray_xr.errors import SourceChanged
 from mlarray_xr.serving.answer import checked_answer, ranged_answer, text_answer
 from mlarray_xr.serving.conditions import Version
 from mlarray_xr.serving.served_chunks import encode_chunk, read_chunk, served_form
-from mlarray_xr.storage.source import source_of
 from mlarray_xr.zarr_view.hierarchy import hierarchy_of
+from mlarray_xr.zarr_view.stored_chunks import StoredChunks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from mlarray_xr.serving.answer import Answer
     from mlarray_xr.serving.request import Request
     from mlarray_xr.serving.served_chunks import Encoding
-    from mlarray_xr.storage.source import BytesSource, LocalSource
+    from mlarray_xr.storage.source import LocalSource
     from mlarray_xr.zarr_view.hierarchy import Hierarchy, ImageNode
 
 __all__ = ["ZarrFile", "ZarrFiles"]
@@ -31,7 +33,8 @@ __all__ = ["ZarrFile", "ZarrFiles"]
 _MOST_FILES = 64
 """Files whose documents are kept."""
 _CHUNK = re.compile(r"(?P<path>.+)/c(?P<index>(?:/(?:0|[1-9][0-9]{0,17}))*)")
-_State: TypeAlias = "tuple[LocalSource | BytesSource, ...]"
+# A file and its levels.
+_State: TypeAlias = "tuple[LocalSource, ...]"
 _DOCUMENT = "application/json"
 _BINARY = "application/octet-stream"
 
@@ -42,24 +45,49 @@ class ZarrFile:
 
     hierarchy: Hierarchy
     """Documents, and where the chunks come from."""
+    stored: Mapping[str, StoredChunks]
+    """The chunks of the images, as the files have them, by the paths of the images."""
     encoding: Encoding
     """How chunks are packed."""
 
     @classmethod
-    def opened(cls, path: str, *, encoding: Encoding, overviews: bool) -> ZarrFile:
+    def opened(cls, sources: Sequence[LocalSource], *, encoding: Encoding) -> ZarrFile:
         """Describe a file.
+
+        Parameters
+        ----------
+        sources
+            The file, pinned, and the levels beside it that may be shown: others are left out.
+        encoding
+            How chunks are packed.
 
         Raises
         ------
         ConversionError
-            When Zarr has no such array.
+            When Zarr has no such array, or chunks of it would take too much memory.
         FormatError
             When it is no `.mla` file.
+        SourceChanged
+            When one of the files is another one by now.
         """
+        file = MlaArray(sources[0].path)
+        tokens = {source.token for source in sources}
+
+        def is_pinned(found: MlaArray) -> bool:
+            return StoredChunks(found).source.token in tokens
+
+        if not is_pinned(file):
+            raise SourceChanged(f"{sources[0].path}: replaced since it was looked up")
         hierarchy = hierarchy_of(
-            MlaArray(path), form=partial(served_form, encoding=encoding), overviews=overviews
+            file,
+            form=partial(served_form, encoding=encoding),
+            overviews=len(sources) > 1,
+            shows=is_pinned,
         )
-        return cls(hierarchy=hierarchy, encoding=encoding)
+        for source in sources:
+            source.check()  # what was read of two versions is no description of either
+        stored = {path: StoredChunks(node.file) for path, node in hierarchy.images.items()}
+        return cls(hierarchy=hierarchy, stored=stored, encoding=encoding)
 
     def answer(self, request: Request, key: str) -> Answer:
         """Answer a GET or HEAD request for a key of the hierarchy.
@@ -83,17 +111,18 @@ class ZarrFile:
         found = self._chunk(key)
         if found is None:
             return text_answer(404, "there is no such key")
-        node, index = found
+        path, index = found
+        node = self.hierarchy.images[path]
         version = Version(etag=self._chunk_tag(node, index))
         decided = checked_answer(request, version)
         if decided is not None:
             return decided
-        values = read_chunk(node.file, index, chunks=node.form.chunks)
+        values = read_chunk(self.stored[path], index, chunks=node.form.chunks)
         body = encode_chunk(values, encoding=self.encoding)
         return ranged_answer(request, version, body, content_type=_BINARY)
 
-    def _chunk(self, key: str) -> tuple[ImageNode, tuple[int, ...]] | None:
-        """Return the image and the place in its grid that a key means; None when there is none."""
+    def _chunk(self, key: str) -> tuple[str, tuple[int, ...]] | None:
+        """Return the image's path and the place in its grid that a key means; None without one."""
         found = _CHUNK.fullmatch(key)
         node = self.hierarchy.images.get(found["path"]) if found else None
         if found is None or node is None:
@@ -101,7 +130,7 @@ class ZarrFile:
         index = tuple(map(int, found["index"].split("/")[1:]))
         grid = node.grid
         is_inside = len(index) == len(grid) and all(i < n for i, n in zip(index, grid, strict=True))
-        return (node, index) if is_inside else None
+        return (found["path"], index) if is_inside else None
 
     def _chunk_tag(self, node: ImageNode, index: tuple[int, ...]) -> str:
         """Return the entity tag of a chunk: its content follows from what is named here."""
@@ -116,26 +145,24 @@ class ZarrFiles:
     ----------
     encoding
         How chunks are packed.
-    overviews
-        Whether overviews are shown with their file.
     """
 
-    def __init__(self, *, encoding: Encoding, overviews: bool) -> None:
-        self._open = partial(ZarrFile.opened, encoding=encoding, overviews=overviews)
+    def __init__(self, *, encoding: Encoding) -> None:
+        self._encoding = encoding
         self._lock = threading.Lock()
+        # Describing sets filters of warnings for a while, which all threads of a process share.
+        self._describing = threading.Lock()
         self._files: OrderedDict[_State, Future[ZarrFile]] = OrderedDict()
 
-    def file(self, path: str) -> ZarrFile:
-        """Return a file as it is now; one thread describes it, others wait for that.
+    def file(self, sources: Sequence[LocalSource]) -> ZarrFile:
+        """Return a file as it was pinned; one thread describes it, others wait for that.
 
         Raises
         ------
-        FileNotFoundError
-            When it is gone.
-        ConversionError, FormatError
+        ConversionError, FormatError, SourceChanged
             See `ZarrFile.opened`.
         """
-        state = _state(path)
+        state = tuple(sources)
         with self._lock:
             future = self._files.get(state)
             is_mine = future is None
@@ -146,24 +173,14 @@ class ZarrFiles:
                 self._files.popitem(last=False)
         if is_mine:
             try:
-                future.set_result(self._open(path))
+                with self._describing:
+                    future.set_result(ZarrFile.opened(sources, encoding=self._encoding))
             except BaseException as error:
                 with self._lock:
                     self._files.pop(state, None)
                 future.set_exception(error)
                 raise
         return future.result()
-
-
-def _state(path: str) -> _State:
-    """Pin a file and what has the names of its levels: overviews come and go."""
-    found = [source_of(path)]
-    for level in range(1, MOST_LEVELS + 1):
-        try:
-            found.append(source_of(level_path(path, level)))
-        except OSError:
-            break
-    return tuple(found)
 
 
 def _tag(content: bytes) -> str:

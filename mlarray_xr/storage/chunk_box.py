@@ -76,8 +76,8 @@ def chunk_layout(head: bytes, form: ChunkForm, *, room: int, name: str) -> Block
         as_repeated[31] = as_repeated[31] & ~_SPECIAL_MASK | _REPEATED << _SPECIAL_SHIFT
         length = CHUNK_HEADER_BYTES + form.typesize
         struct.pack_into("<i", as_repeated, 12, length)
-        return parse_block_layout(bytes(as_repeated), form.header, number=0, room=length, name=name)
-    return parse_block_layout(head, form.header, number=0, room=room, name=name)
+        head, room = bytes(as_repeated), length
+    return parse_block_layout(head, form.header, number=None, room=room, name=name)
 
 
 def constant_value(stored: bytes, dtype: np.dtype[Any], *, name: str) -> NDArray[Any]:

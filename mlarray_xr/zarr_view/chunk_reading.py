@@ -7,9 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import zarr
-from zarr.abc.store import RangeByteRequest
-from zarr.storage import StorePath
 
 from mlarray_xr.errors import ChunkError
 from mlarray_xr.format.block_layout import head_bytes, most_chunk_bytes
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from numpy.typing import NDArray
+    from zarr.abc.store import RangeByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from mlarray_xr.format.chunk_form import ChunkForm
@@ -146,6 +144,8 @@ async def _fetch(
     byte_getter: Any, prototype: BufferPrototype, wanted: list[_Range]
 ) -> list[Buffer | None]:
     """Fetch ranges at the same time, as many as zarr is configured for."""
+    import zarr
+
     room = asyncio.Semaphore(zarr.config.get("async.concurrency"))
 
     async def fetch(span: _Range) -> Buffer | None:
@@ -158,6 +158,8 @@ async def _fetch(
 
 def _name_of(byte_getter: Any) -> str:
     """Return what to call a chunk in errors; the text of one in a shard would be all its bytes."""
+    from zarr.storage import StorePath
+
     return str(byte_getter) if isinstance(byte_getter, StorePath) else "chunk of a shard"
 
 
@@ -171,6 +173,8 @@ def _there(found: NDArray[np.uint8] | None, *, name: str) -> NDArray[np.uint8]:
 
 def _requested(span: _Range) -> RangeByteRequest | None:
     """Return a range as zarr asks for it."""
+    from zarr.abc.store import RangeByteRequest
+
     return None if span is None else RangeByteRequest(*span)
 
 

@@ -7,13 +7,16 @@ import os
 import uuid
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from urllib.parse import unquote
 
 from mlarray_xr.errors import ConversionError, SourceError
-from mlarray_xr.foreign.zarr_folder import published_folder
+from mlarray_xr.foreign.zarr_folder import check_apart, published_folder
+from mlarray_xr.storage.address import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from contextlib import AbstractContextManager
     from io import FileIO
 
@@ -111,7 +114,7 @@ class StoreTarget:
 
 @contextlib.contextmanager
 def opened_target(
-    store: Any, *, overwrite: bool, source: str | None, is_shared: bool
+    store: Any, *, overwrite: bool, sources: Collection[str], is_shared: bool
 ) -> Iterator[ChunkTarget]:
     """Give a target that has its name, or its root document, when the block ends without error.
 
@@ -121,8 +124,8 @@ def opened_target(
         A path, or a store of zarr-python.
     overwrite
         Whether what is there is replaced, if it is Zarr.
-    source
-        What is read meanwhile, which must not be replaced; None is nothing on disk.
+    sources
+        Paths and URLs of what is read meanwhile, which must not be replaced.
     is_shared
         Whether several processes fill a folder.
 
@@ -131,14 +134,22 @@ def opened_target(
     FileExistsError
         When something is there and is not to be replaced.
     ConversionError
-        When what is there is no Zarr group, or the target is a URL.
+        When what is there is no Zarr group, or contains a source; when the target is a URL, or a
+        store for reading only.
     """
+    if getattr(store, "read_only", False):
+        raise ConversionError(
+            f"{store}: this store was opened for reading only. To fix: give one that can be "
+            "written, store.with_read_only(False)"
+        )
     path = folder_path(store)
     if path is None:
-        with _filled(store, overwrite=overwrite) as emptied:
+        with _filled(store, overwrite=overwrite, sources=sources) as emptied:
             yield emptied
         return
-    with published_folder(path, overwrite=overwrite, source=source) as folder:
+    if overwrite:
+        check_apart(path, [source for source in sources if not is_url(source)])
+    with published_folder(path, overwrite=overwrite, source=None) as folder:
         os.mkdir(folder)
         target = FolderTarget(folder=folder, is_shared=is_shared)
         yield target
@@ -169,7 +180,7 @@ def folder_path(store: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _filled(store: Any, *, overwrite: bool) -> Iterator[StoreTarget]:
+def _filled(store: Any, *, overwrite: bool, sources: Collection[str]) -> Iterator[StoreTarget]:
     """Give a store that is empty; it is again when the block fails."""
     from zarr.abc.store import Store
     from zarr.core.sync import sync
@@ -188,9 +199,36 @@ def _filled(store: Any, *, overwrite: bool) -> Iterator[StoreTarget]:
                 f"{store}: mode='w' replaces Zarr hierarchies, and this is none. To fix: choose "
                 "another store, or empty it yourself"
             )
+        _check_holds_none(store, sources)
         sync(store.clear())
     try:
         yield StoreTarget(store=store)
     except BaseException:
         sync(store.clear())
         raise
+
+
+def _check_holds_none(store: Any, sources: Collection[str]) -> None:
+    """Refuse to empty a store that holds what is read: it may show a local folder, or a bucket."""
+    from zarr.core.sync import sync
+
+    for source in sources:
+        for key in _possible_keys(source):
+            if sync(store.exists(key)):
+                raise ConversionError(
+                    f"{store}: the store contains the file that is read, or another one that is "
+                    f"called {key!r}. To fix: write to another store"
+                )
+
+
+def _possible_keys(address: str) -> list[str]:
+    """Return what an object may be called in the stores that hold it: all ends of its path."""
+    if is_url(address):
+        _, _, path = address.partition("://")
+        paths = [Path(path), Path(unquote(path))]
+    else:
+        whole = os.path.abspath(address)
+        paths = [Path(whole), Path(os.path.realpath(whole))]
+    parts = [path.relative_to(path.anchor).parts for path in paths]
+    keys = ["/".join(each[first:]) for each in parts for first in range(len(each))]
+    return list(dict.fromkeys(keys))

@@ -105,10 +105,11 @@ def shard_extents(
     >>> shard_extents(40, shape=(100, 70), chunks=(32, 32))
     (64, 64)
     """
-    wanted = (shards,) * len(shape) if isinstance(shards, str | int) else tuple(shards)
-    is_file = shards == "file"
-    is_extents = all(isinstance(n, int | np.integer) and n > 0 for n in wanted)
-    if len(wanted) != len(shape) or not (is_file or is_extents):
+    is_file = isinstance(shards, str) and shards == "file"
+    wanted: tuple[Any, ...] = (shards,) * len(shape)
+    if np.iterable(shards) and not isinstance(shards, str):
+        wanted = tuple(shards)
+    if len(wanted) != len(shape) or not (is_file or all(map(_is_extent, wanted))):
         raise LayoutError(
             f"shards={shards!r} for shape {shape}: give 'file', one extent, or one per axis"
         )
@@ -118,6 +119,12 @@ def shard_extents(
         -(-(n if is_file else min(int(s), n)) // c) * c
         for s, n, c in zip(wanted, shape, chunks, strict=True)
     )
+
+
+def _is_extent(number: Any) -> bool:
+    """Tell whether something is a positive integer, Python's or NumPy's."""
+    is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    return is_integer and bool(number > 0)
 
 
 def plan_image(file: MlaArray, *, path: str, shards: tuple[int, ...] | None) -> CopiedImage:

@@ -12,14 +12,14 @@ import numpy as np
 from mlarray_xr.errors import ChunkError, ConversionError
 from mlarray_xr.foreign.labelled import check_values
 from mlarray_xr.format.block_layout import most_chunk_bytes
-from mlarray_xr.format.chunk_form import ChunkForm
-from mlarray_xr.zarr_view.codec_form import ARRAY_CODEC
+from mlarray_xr.zarr_view.codec_form import ARRAY_CODEC, form_of
 from mlarray_xr.zarr_view.shard import decode_shard_table, shard_table_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlarray_xr.foreign.zarr_store import ZarrNode, ZarrStore
+    from mlarray_xr.format.chunk_form import ChunkForm
     from mlarray_xr.zarr_view.stored_objects import StoredObjects
 
 __all__ = ["ArrayChunks", "EncodedArray", "is_encoded", "not_encoded"]
@@ -76,19 +76,15 @@ class EncodedArray:
             serializer = array.metadata.codecs[0]
         sharding = _configuration(node) if _names(node.document) == [_SHARDING] else None
         codec = serializer if sharding is None else serializer.codecs[0]
-        check_values(shape, dtype)
+        check_values(shape, dtype, way_out="choose another array with array=")
         stored = dtype.newbyteorder(">" if codec.endian == "big" else "<")
-        form = ChunkForm(
-            typesize=dtype.itemsize,
-            chunks=codec.chunks or extents,
-            blocks=codec.blocks or codec.chunks or extents,
-        )
+        form, _ = form_of(dtype.itemsize, codec.chunks, codec.blocks, extents)
         encoding, separator = _key_encoding(node)
         grid = [-(-n // c) for n, c in zip(shape, extents, strict=True)]
-        if form.chunks != extents or codec.blocks is None or math.prod(grid) > _MOST_CHUNKS:
+        if form.chunks != extents or math.prod(grid) > _MOST_CHUNKS:
             raise ConversionError(
                 f"{node.name!r}: {math.prod(grid)} chunks {extents} of shape {shape}, each encoded "
-                f"as {codec.chunks} in blocks {codec.blocks}, are no chunks of a file. To fix: "
+                f"as {form.chunks} in blocks {form.blocks}, are no chunks of a file. To fix: "
                 "mlarray_xr.convert(src, dst) decodes and encodes"
             )
         return cls(
@@ -233,9 +229,15 @@ def _configuration(node: ZarrNode) -> dict[str, Any]:
 
 
 def _per_shard(node: ZarrNode, chunks: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the number of chunks of a shard along each axis; zarr has checked that they fit."""
+    """Return the number of chunks of a shard along each axis."""
     shard = node.document["chunk_grid"]["configuration"]["chunk_shape"]
-    return tuple(int(s) // c for s, c in zip(shard, chunks, strict=True))
+    if len(shard) != len(chunks) or not all(
+        type(s) is int and s > 0 and s % c == 0 for s, c in zip(shard, chunks, strict=True)
+    ):
+        raise ConversionError(
+            f"{node.name!r}: shards {shard} are no whole chunks {chunks}: damaged"
+        )
+    return tuple(s // c for s, c in zip(shard, chunks, strict=True))
 
 
 def _key_encoding(node: ZarrNode) -> tuple[str, str]:

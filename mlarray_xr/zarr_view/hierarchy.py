@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from mlarray_xr.attributes import METADATA_ATTR, metadata_text
@@ -54,7 +55,11 @@ class Hierarchy:
 
 
 def hierarchy_of(
-    file: MlaArray, *, form: Callable[[MlaArray], ImageForm], overviews: bool = True
+    file: MlaArray,
+    *,
+    form: Callable[[MlaArray], ImageForm],
+    overviews: bool = True,
+    shows: Callable[[MlaArray], bool] | None = None,
 ) -> Hierarchy:
     """Describe a file as Zarr: metadata and coordinates, no voxel.
 
@@ -66,6 +71,8 @@ def hierarchy_of(
         Tells how the chunks of a file, or of a level of it, will be stored.
     overviews
         Whether the levels beside the file are shown as well.
+    shows
+        Tells of a level whether it may be shown; one that may not, and coarser ones, are left out.
 
     Raises
     ------
@@ -99,8 +106,10 @@ def hierarchy_of(
         text = metadata_text(file.metadata, shape=())
         zarr.create_group(store, zarr_format=3, attributes={METADATA_ATTR: list(text)})
     else:
-        for number, level in enumerate(find_levels(file) if overviews else (file,)):
-            check_values(level.shape, level.dtype)
+        coarser = find_levels(file)[1:] if overviews else ()
+        shown = coarser if shows is None else takewhile(shows, coarser)
+        for number, level in enumerate((file, *shown)):
+            check_values(level.shape, level.dtype, way_out="write numbers instead of texts")
             node = ImageNode(file=level, form=form(level))
             group = f"level{number}" if number else ""
             images[add_image(store, level, node.form, group=group)] = node

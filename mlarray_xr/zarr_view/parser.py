@@ -49,7 +49,11 @@ class MlaParser:
     Along a new dimension: ``xr.concat(datasets, dim="case", join="override",
     combine_attrs="drop_conflicts")``, or after ``drop_vars`` of coordinates that differ.
 
-    Kerchunk references are Zarr 2, whose fill value xarray takes for "missing": open them with
+    Coordinates without an index, such as b-values, are left out, as the engine leaves them out.
+
+    Kerchunk references cannot hold arrays without axes, nor scalar coordinates, and local paths
+    with ``#``, ``?`` or ``%`` are not found by what reads them; icechunk has a place for all. They
+    are Zarr 2, whose fill value xarray takes for "missing": open them with
     ``mask_and_scale=False``, or voxels of 0 become NaN.
 
     Examples
@@ -76,7 +80,8 @@ class MlaParser:
         """Check that every parameter is one of those that there are."""
         if self.reads not in ("chunks", "blocks"):
             raise ValueError(f"reads={self.reads!r} is neither 'chunks' nor 'blocks'")
-        if self.fill_value != 0 and not math.isnan(self.fill_value):
+        is_number = isinstance(self.fill_value, int | float)
+        if not is_number or (self.fill_value != 0 and not math.isnan(self.fill_value)):
             raise ValueError(
                 f"fill_value={self.fill_value!r}: chunks without bytes hold 0 or NaN, no others"
             )

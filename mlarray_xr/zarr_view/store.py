@@ -59,8 +59,9 @@ def as_store(
     -------
     MlaStore
         The root group holds the image, named as ``xarray.open_dataset(path, engine="mlarray")``
-        names it, and its coordinates. Where dimensions and geometry allow it, its attributes are
-        those of an OME-NGFF 0.5 image, with the overviews as levels.
+        names it, and the coordinates that `mlarray_xr.open_mla` shows. Where dimensions and
+        geometry allow it, its attributes are those of an OME-NGFF 0.5 image, with the overviews as
+        levels.
 
     Raises
     ------
@@ -227,6 +228,15 @@ class MlaStore(Store):
     async def delete(self, key: str) -> None:
         """Refuse: the store is read-only."""
         del key
+        self._check_writable()
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Refuse: the store is read-only."""
+        del prefix
+        self._check_writable()
+
+    async def clear(self) -> None:
+        """Refuse: the store is read-only."""
         self._check_writable()
 
     def set_sync(self, key: str, value: Buffer) -> None:

@@ -94,7 +94,7 @@ class StoredChunks:
             return None
         number = int(np.ravel_multi_index(position, grid)) if grid else 0
         if number in self.odd:
-            if self.file.dtype.kind != "f":
+            if self.file.dtype.kind not in "fc":
                 msg = f"{self.source.name}: chunk {number} is of NaN, which {self.file.dtype} lacks"
                 raise ChunkError(msg)
             return repeated_chunk(np.array(np.nan, self.file.dtype).tobytes(), self._header)
@@ -112,9 +112,10 @@ class StoredChunks:
             When the file changed since it was opened.
         """
         first = self._header.header_len
-        return read_payload(
-            self.source, self._header, start=start - first, stop=stop - first
-        ).tobytes()
+        data = read_payload(self.source, self._header, start=start - first, stop=stop - first)
+        if isinstance(self.source, LocalSource):
+            self.source.check()  # somebody may write over it: no bytes of two versions
+        return data.tobytes()
 
     def read_cached(self, start: int, stop: int) -> bytearray | None:
         """Read bytes of a local file that the system has in memory, without waiting for a disk.
@@ -136,6 +137,7 @@ class StoredChunks:
                 count = os.preadv(file.fileno(), [data], start, os.RWF_NOWAIT)
             except OSError:  # nothing is there, or the file system cannot tell
                 return None
+            self.source.check_stat(os.fstat(file.fileno()))
         return data if count == len(data) else None
 
     def request(self, start: int, stop: int) -> Future[bytes]:

@@ -21,6 +21,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from mlarray_xr.array import MlaArray
 from mlarray_xr.dataset import dataset_from
 from mlarray_xr.errors import ConversionError
+from mlarray_xr.foreign.zarr_group import zarr_attributes
 from mlarray_xr.foreign.zarr_store import is_member_name
 from mlarray_xr.zarr_view.array_codec import B2ndCodec
 from mlarray_xr.zarr_view.chunk_codec import B2ndChunkCodec
@@ -244,7 +245,7 @@ def _labelled(image: xr.DataArray) -> ManifestArray:
     described = {
         **image.variable.data.metadata.to_dict(),
         "dimension_names": image.dims,
-        "attributes": dict(image.attrs),
+        "attributes": zarr_attributes(image.attrs),
     }
     return ManifestArray(
         metadata=ArrayV3Metadata.from_dict(described),

@@ -59,8 +59,9 @@ def to_zarr(
     chunk where chunks are larger, for each thread and two more. Readers need the codec
     ``mlarray_xr.b2nd`` of this package; for all others `mlarray_xr.convert` recodes. Each chunk is
     compared with the checksum that the file has for it. A folder appears complete or not at all;
-    other stores get the document of their root last. With an active distributed client its workers
-    copy, which must see the folder.
+    other stores get the document of their root last. Processes that are killed leave
+    ``.NAME.<32 digits>.tmp`` beside the folder, which can be deleted. With an active distributed
+    client its workers copy, which must see the folder.
 
     Parameters
     ----------
@@ -76,6 +77,9 @@ def to_zarr(
         that is no folder is put together in memory.
     mode
         ``"w-"`` refuses a target that is there, ``"w"`` replaces a Zarr store or an empty folder.
+        A folder is replaced when the copy is complete. A store of zarr-python that is no
+        ``LocalStore`` is emptied before the first chunk is copied: what it held is gone when the
+        copy fails after that, such as at a damaged chunk (`mlarray_xr.verify` finds them before).
     storage_options
         How to get at a URL, as fsspec or obstore spell it.
     progress
@@ -89,8 +93,8 @@ def to_zarr(
     FormatError
         When the file is damaged; of a chunk that is, a `ChunkError`.
     ConversionError
-        When Zarr has no such type or names, the target is a URL or no Zarr store that could be
-        replaced, or workers do not see it.
+        When Zarr has no such type or names; when the target is a URL, for reading only, no Zarr
+        store that could be replaced, contains the file, or is not seen by workers.
     LayoutError
         When `shards` are no extents.
 
@@ -111,17 +115,23 @@ def to_zarr(
         plan_image(node.file, path=key, shards=node.form.shards)
         for key, node in view.images.items()
     ]
+    # All that can fail is done before the target is touched: a store has no way back.
+    plans = [(image, list(plan_pieces(image))) for image in images]
+    documents = _documents(view)
+    files = [file, *(node.file for node in view.images.values())]
     uses_cluster = _uses_cluster(file, store)
     with (
         shown_progress(progress, unit="chunk") as tell,
         opened_target(
-            store, overwrite=mode == "w", source=file.path, is_shared=uses_cluster
+            store,
+            overwrite=mode == "w",
+            sources={each.path for each in files if each.path is not None},
+            is_shared=uses_cluster,
         ) as target,
     ):
         if uses_cluster:
             _check_seen(target)
-        _copy(images, target, uses_cluster=uses_cluster, tell=tell)
-        documents = _documents(view)
+        _copy(plans, target, uses_cluster=uses_cluster, tell=tell)
         root = documents.pop(_ROOT)
         for key, data in documents.items():
             target.put(key, data)
@@ -175,14 +185,13 @@ def _check_seen(target: ChunkTarget) -> None:
 
 
 def _copy(
-    images: Sequence[CopiedImage],
+    plans: Sequence[tuple[CopiedImage, Sequence[ImagePiece]]],
     target: ChunkTarget,
     *,
     uses_cluster: bool,
     tell: Progress | None,
 ) -> None:
     """Copy the chunks of all images."""
-    plans = [(image, list(plan_pieces(image))) for image in images]
     total = sum(piece.n_chunks for _, pieces in plans for piece in pieces)
     n_done = 0
     for image, pieces in plans:

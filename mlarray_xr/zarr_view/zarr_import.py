@@ -157,7 +157,7 @@ def from_zarr(
 
 def _chosen(store: ZarrStore, name: str | None) -> ZarrNode:
     """Return the array that is meant."""
-    node = store.node("/".join(dataset_parts(name or "")))
+    node = store.node(_path_of(name or ""))
     if node is not None and node.is_array:
         return node
     if node is None or name:
@@ -175,6 +175,17 @@ def _chosen(store: ZarrStore, name: str | None) -> ZarrNode:
             f"there are {len(top)} arrays: {top[:_SHOWN]}. To fix: choose one, array={top[0]!r}"
         )
     return found[top[0]]
+
+
+def _path_of(name: str) -> str:
+    """Return the path of the array of a name, which may lead nowhere else."""
+    try:
+        return "/".join(dataset_parts(name))
+    except ConversionError as error:
+        raise ConversionError(
+            f"array={name!r} is no name of an array in a store: names are separated by '/', and "
+            "none of them is '.' or '..'. To fix: name it from the root, 'group/array'"
+        ) from error
 
 
 def _plan(array: EncodedArray, node: ZarrNode, metadata: Metadata) -> FramePlan:
