@@ -119,9 +119,10 @@ def _unnamed_text(paths: Sequence[str]) -> str:
     """Return a warning of files that are not shown."""
     more = f" and {len(paths) - _MOST_SHOWN} more" if len(paths) > _MOST_SHOWN else ""
     shown = ", ".join(map(ascii, paths[:_MOST_SHOWN]))
+    count = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
     return (
-        f"mla: warning: {len(paths)} files are not shown: {shown}{more}: such names cannot be "
-        "served. To fix: rename them"
+        f"mla: warning: {count} not shown: {shown}{more}: such names cannot be served. To fix: "
+        "rename them"
     )
 
 

@@ -127,7 +127,7 @@ def test_files_that_cannot_be_named_are_told(folder: Path) -> None:
         _, errors = process.communicate(timeout=PATIENCE_S)
     path = str(folder / "study" / "new\nline.mla")
     assert errors == (
-        f"mla: warning: 1 files are not shown: {path!a}: such names cannot be served. To fix: "
+        f"mla: warning: 1 file is not shown: {path!a}: such names cannot be served. To fix: "
         "rename them\n"
     )
 
