@@ -65,7 +65,7 @@ _MOST_AXES = 7
 _DESCENTS, _DESCENTS_AGAIN = (8, 3), (20, 3)
 # Of layouts that cost nearly the same those are taken whose chunks are shaped most like what is
 # read, and the ones that were found before they were refined.
-_AS_GOOD = 1.015
+_AS_GOOD = 1.02
 # Weights are relative; lighter windows than this count as much.
 _LIGHTEST = 1e-30
 # What rounding may add to the amplification that is allowed.
