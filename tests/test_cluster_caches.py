@@ -298,7 +298,7 @@ def test_without_workers_it_is_this_machine_and_says_so(timeout_seconds: float) 
     with started(0) as client:
         with pytest.warns(MlaWarning, match=r"no worker answered.*To fix: .*caches='l1=32KiB"):
             found = cluster_caches(client, timeout_seconds=timeout_seconds)
-        # The next worker would begin with what is left. The scheduler may hear of it a moment later.
+        # The next worker would begin with what is left. The scheduler hears of it a moment later.
         deadline = time.monotonic() + 30
         while client.run_on_scheduler(left_tasks) and time.monotonic() < deadline:
             time.sleep(0.01)
