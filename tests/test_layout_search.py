@@ -32,6 +32,7 @@ from mlarray_xr.planning.layout_search import (
 from mlarray_xr.planning.read_cost import read_model, size_penalty
 from mlarray_xr.planning.reference_rules import STRATEGIES
 from mlarray_xr.planning.touching import expected_chunks, touched_along
+from tests.package_source import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Axis = tuple[int, int]
 
+_ALONE = "MLARRAY_XR_TESTED_ALONE"
 CACHES = CacheSizes(l1_bytes=32 << 10, l2_bytes=1 << 20, l3_bytes=2 << 20)
 
 extents = st.one_of(
@@ -219,6 +221,7 @@ def objective(layout: Layout, caches: CacheSizes) -> float:
     return float(time * penalty * overhead * padding)
 
 
+@pytest.mark.skipif(_ALONE not in os.environ, reason="run alone, by the next test")
 @given(
     axes=axes(most=4),
     itemsize=itemsizes,
@@ -226,20 +229,19 @@ def objective(layout: Layout, caches: CacheSizes) -> float:
     grown=st.tuples(*[st.sampled_from([1, 1, 1.5, 2, 4, 8])] * 3),
 )
 @settings(max_examples=150, derandomize=True)
-@example(  # 3.2 %: worse by both
+@example(
     axes=[(64, 64), (128, 64), (5, 16), (2011, 28)],
     itemsize=3,
     caches=CacheSizes(l1_bytes=1 << 17, l2_bytes=1 << 19, l3_bytes=1 << 21),
     grown=(1.5, 1, 1),
-)
+).xfail(raises=AssertionError, reason="3.2 %: passed over, and taken for its shape")
 def test_larger_caches_are_used_as_well_as_smaller_ones(
     axes: list[Axis], itemsize: int, caches: CacheSizes, grown: tuple[float, float, float]
 ) -> None:
-    """Of layouts that cost nearly the same those shaped like the patch are taken, and those that
-    were found before they were refined: each may cost 2 %.
+    """Of layouts that cost nearly the same those shaped like the patch are taken: 2 %.
 
-    Of five axes the search, which refines a few layouts only, passes over more: 5 % in the worst of
-    2200 requests.
+    The rest is what the search passes over, as it refines a few layouts only. Of five axes it
+    passes over more: 5 % in the worst of 2200 requests.
     """
     n_bytes = math.prod(n for n, _ in axes) * itemsize
     # Smaller arrays are in every cache, larger ones take the only chunks that a frame holds.
@@ -248,7 +250,21 @@ def test_larger_caches_are_used_as_well_as_smaller_ones(
     l1, l2, l3 = (int(size * more) for size, more in zip(sizes, grown, strict=True))
     larger = CacheSizes(l1_bytes=l1, l2_bytes=max(l1, l2), l3_bytes=max(l1, l2, l3))
     for_small, for_large = (planned(axes, itemsize, sizes) for sizes in (caches, larger))
-    assert objective(for_large, larger) <= objective(for_small, larger) * 1.02**2
+    assert objective(for_large, larger) <= objective(for_small, larger) * 1.03
+
+
+def test_the_requests_with_larger_caches_do_not_depend_on_other_tests() -> None:
+    """Hypothesis draws constants from all loaded modules: a new one would change what is asked."""
+    name = f"{__file__}::{test_larger_caches_are_used_as_well_as_smaller_ones.__name__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", name],
+        cwd=ROOT,
+        env={**os.environ, _ALONE: "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
 
 
 CUBES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (37, 37, 37)]
